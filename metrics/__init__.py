@@ -1,0 +1,1 @@
+"""Metrics, one file each: from features to statistics to a number."""
