@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` and `make test`. Each first sets up what it lacks in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+
+PROMPTS := "a red 7 on a white background" "a blue 2 on a black background" \
+           "a green 5 on a yellow background" "a white 3 on a blue background"
+
+.PHONY: demo test lint format types pytest setup clean
+
+demo: $(VENV)/.core ## draw the same prompts without and with TaylorSeer, side by side in one picture
+	$(BIN)/diffaccel generate $(PROMPTS) --compare -o demo.png
+
+test: $(VENV)/.dev ## lint, types and tests
+	$(BIN)/ruff check --output-format concise .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing diffaccel into $(VENV), one to four minutes the first time"
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt tests/torchvision_guard.py | $(BIN)/python
+	@echo "installing diffaccel and its development tools into $(VENV), one to four minutes the first time"
+	$(PIP_INSTALL) -e '.[dev]'
+	$(BIN)/python tests/torchvision_guard.py
+	@touch $@ $(VENV)/.core
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
