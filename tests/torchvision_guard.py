@@ -1,13 +1,13 @@
 """Let a CUDA build of torchvision be imported beside a CPU build of torch, in a development environment.
 
-Such a pair fails at ``import torchvision`` with "operator torchvision::nms does not exist", and takes with it everything
-that looks for torchvision, transformers and diffusers included: the compiled operators do not load, and torchvision
-then describes operators that were never declared. Declaring the two is enough for models and transforms; calling
-them still raises, clearly.
+Such a pair fails at ``import torchvision`` with "operator torchvision::nms does not exist", and takes with
+it everything that looks for torchvision, transformers and diffusers included: the compiled operators do not
+load, and torchvision then describes operators that were never declared. Declaring the two is enough for
+models and transforms; calling them still raises, clearly.
 
-The library itself never does this. ``make test`` runs this file once, which copies it into the environment and has it
-loaded at start-up by a ``.pth`` file. There it waits until torchvision is really imported, and then acts only if
-torchvision was built for CUDA and torch neither for CUDA nor for HIP.
+The library itself never does this. ``make test`` runs this file once, which copies it into the environment
+and has it loaded at start-up by a ``.pth`` file. There it waits until torchvision is really imported, and
+then acts only if torchvision was built for CUDA and torch neither for CUDA nor for HIP.
 """
 
 import shutil
