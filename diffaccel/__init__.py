@@ -1,3 +1,24 @@
 """Faster diffusion pipelines whose output stays faithful."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffaccel.methods import METHODS
+from diffaccel.methods.taylorseer import TaylorSeer
+from diffaccel.plan import Plan
+
+if TYPE_CHECKING:
+    from diffaccel.acceleration import Acceleration, accelerate, accelerate_pipeline
+
 __version__ = "0.1.0"
+__all__ = ["METHODS", "Acceleration", "Plan", "TaylorSeer", "accelerate", "accelerate_pipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported only when something is accelerated, so that the command line answers at once.
+    if name in ("Acceleration", "accelerate", "accelerate_pipeline"):
+        from diffaccel import acceleration
+
+        return getattr(acceleration, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,143 @@
+"""The two calls users make, and the handle they get."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from torch import nn
+
+from diffaccel.clock import Clock, PipelineClock
+from diffaccel.methods import Method, resolve
+from diffaccel.plan import Plan
+from diffaccel.report import Report
+from diffaccel.session import Session
+
+Pipeline = TypeVar("Pipeline")
+
+# Components under which diffusers pipelines keep the networks that are called at every step.
+DENOISERS = ("transformer", "transformer_2", "unet")
+
+
+class Acceleration:
+    """The handle of an acceleration: what it plans, what it did, and the way to take it off.
+
+    As a context manager it removes itself at the end.
+
+    Attributes:
+        method: the method with all its options.
+        networks: names of the accelerated networks.
+    """
+
+    def __init__(self, method: Method, networks: Mapping[str, nn.Module], clock: Clock, pipe: Any = None) -> None:
+        self.method = method
+        self._clock, self._pipe = clock, pipe
+        # Everything that can be refused is refused here, before anything is attached.
+        self._sessions = {name: Session(network, method, clock) for name, network in networks.items()}
+        for session in self._sessions.values():
+            session.attach()
+        if pipe is not None:
+            pipe.acceleration = self
+
+    @property
+    def networks(self) -> list[str]:
+        """Names of the accelerated networks."""
+        return list(self._sessions)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the last run; before the first, that of a run with the pipeline's default number of steps."""
+        session = next(iter(self._sessions.values()))
+        return session.plan or self.method.plan(session.sites, self._expected_steps())
+
+    def report(self, network: str | None = None) -> Report:
+        """What the last run computed and skipped, its time and memory, for one network (default: the first).
+
+        Raises:
+            KeyError: no accelerated network has that name.
+        """
+        return self._sessions[network or self.networks[0]].report()
+
+    def remove(self) -> None:
+        """Put everything back as it was. Calling it again does nothing."""
+        for session in self._sessions.values():
+            session.detach()
+        self._clock.detach()
+        if self._pipe is not None and vars(self._pipe).get("acceleration") is self:
+            del self._pipe.acceleration
+
+    def _expected_steps(self) -> int:
+        if self._pipe is None:
+            return self._clock.steps
+        default = inspect.signature(type(self._pipe).__call__).parameters.get("num_inference_steps")
+        return default.default if default is not None and isinstance(default.default, int) else 50
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __str__(self) -> str:
+        return "\n".join(str(session.report()) for session in self._sessions.values())
+
+
+def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **options: Any) -> Pipeline:
+    """Accelerate a diffusers pipeline in place.
+
+    `pipe.acceleration` then holds the handle: `.plan`, `.report()`, `.remove()`.
+
+    Args:
+        pipe: a diffusers pipeline with a scheduler and a transformer or UNet.
+        method: a name in `diffaccel.METHODS`, which takes the preset of the pipeline's class, or an instance.
+        **options: fields of the method, such as `interval=6`.
+
+    Returns:
+        The same pipeline.
+
+    Raises:
+        TypeError: no diffusers pipeline, or an option the method does not have.
+        ValueError: an unknown method or value, a network that is accelerated already or has no site. The pipeline is as
+            it was before.
+    """
+    networks = {name: part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)}
+    if isinstance(pipe, nn.Module):
+        raise TypeError(
+            f"{type(pipe).__name__} is a network, not a pipeline: use diffaccel.accelerate(network, method, steps=...)"
+        )
+    if not networks or not hasattr(pipe, "scheduler"):
+        raise TypeError(
+            f"{type(pipe).__name__} is no pipeline diffaccel can accelerate: it needs a scheduler and one of "
+            f"{', '.join(DENOISERS)}"
+        )
+    chosen = resolve(method, type(pipe).__name__, options)
+    Acceleration(chosen, networks, PipelineClock(pipe), pipe)
+    return pipe
+
+
+def accelerate(module: nn.Module, method: str | Method = "taylorseer", *, steps: int, **options: Any) -> Acceleration:
+    """Accelerate a bare network that a loop of your own calls `steps` times a run, with a timestep among its arguments.
+
+    Args:
+        module: the network.
+        method: a name in `diffaccel.METHODS`, or an instance.
+        steps: timesteps a run visits.
+        **options: fields of the method.
+
+    Returns:
+        The handle; `with accelerate(...) as acceleration:` removes it at the end.
+
+    Raises:
+        TypeError: no network, a network that takes no timestep, or an option the method does not have.
+        ValueError: an unknown method or value, a network that is accelerated already or has no site.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"{type(module).__name__} is no network: pipelines go to diffaccel.accelerate_pipeline(pipe, method)"
+        )
+    chosen = resolve(method, type(module).__name__, options)
+    return Acceleration(chosen, {type(module).__name__: module}, Clock(steps))

@@ -1,0 +1,229 @@
+"""A session: one accelerated network. Attaches sites, keeps anchors, forecasts, reports, detaches without a trace."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffaccel.clock import Clock, Moment, TimeArgument
+from diffaccel.feature import Feature, forecast, stand_in, storage_bytes
+from diffaccel.forecast import Forecaster
+from diffaccel.methods import Method
+from diffaccel.patch import Patch
+from diffaccel.plan import Plan
+from diffaccel.report import Report, SiteReport
+from diffaccel.sites import sites
+from diffaccel.timing import Stopwatch
+
+logger = logging.getLogger("diffaccel")
+
+Anchors = deque[tuple[int, Feature]]  # (step, feature), newest first
+
+
+class Session:
+    """The state of one accelerated network.
+
+    Args:
+        network: the denoiser.
+        method: see `diffaccel.methods.Method`.
+        clock: tells step and guidance branch of each call.
+
+    Raises:
+        ValueError: no site was found, or the network is accelerated already.
+        TypeError: the network takes no timestep.
+    """
+
+    def __init__(self, network: nn.Module, method: Method, clock: Clock) -> None:
+        check_free(network)
+        self.network, self.method, self.clock = network, method, clock
+        self.sites = sites(network, method.level)
+        self.forecasters = [method.forecaster(site) for site in self.sites]
+        self.plan: Plan | None = None
+        self._time = TimeArgument(network)
+        self._run = -1
+        self._moment: Moment | None = None  # of the call in progress; None outside of one
+        self._computing: list[bool] = []  # by site, for the call in progress
+        self._anchors: dict[tuple[int, str], Anchors] = {}  # by site and branch
+        self._stand_ins: dict[tuple[str, str], Any] = {}  # by idle module and branch
+        self._shapes: dict[str, list[torch.Size]] = {}  # of the arguments, by branch
+        self._computed: Counter[tuple[int, str]] = Counter()
+        self._skipped: Counter[tuple[int, str]] = Counter()
+        self._steps, self._memory = 0, 0
+        self._stopwatch = Stopwatch()
+        self._patches: list[Patch] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Put sites, idle modules and hooks in place."""
+        # Native hooks on the root: its `forward` is where accelerate's offloading lives.
+        self._hooks = [
+            self.network.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.network.register_forward_hook(self._after, always_call=True),
+        ]
+        names = {module: name for name, module in self.network.named_modules()}
+        for i, site in enumerate(self.sites):
+            self._patches.append(Patch(site.owner, site.attr, partial(self._site, i)))
+            for module in site.idle:
+                self._patches.append(Patch(module, "forward", partial(self._idle, i, names[module])))
+        self.clock.attach(self.network)
+        self.clock.finished.append(self.forget)
+
+    def detach(self) -> None:
+        """Restore every attribute and drop all anchors."""
+        while self._patches:
+            self._patches.pop().remove()
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._moment = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all anchors; what was counted and measured stays."""
+        self._memory = max(self._memory, self._held())
+        self._anchors, self._stand_ins, self._shapes = {}, {}, {}
+
+    def report(self) -> Report:
+        """What was computed and skipped in the last run, or so far in this one."""
+        return Report(
+            network=type(self.network).__name__,
+            method=str(self.method),
+            plan=self.plan,
+            steps=self._steps,
+            sites=[
+                SiteReport(site.name, _by_branch(self._computed, i), _by_branch(self._skipped, i))
+                for i, site in enumerate(self.sites)
+            ],
+            bound=1.0 if self.plan is None else self.plan.bound,
+            seconds=self._stopwatch.seconds(),
+            memory=max(self._memory, self._held()),
+        )
+
+    def _before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call of the network begins: find its step and branch, decide which sites compute."""
+        self._moment = None
+        moment = self.clock.locate(self._time.of(args, kwargs))
+        if moment.run != self._run:
+            self._begin(moment)
+        self._steps = max(self._steps, moment.step + 1)
+        # Anchors of other shapes are of no use: guidance switched on or off, or another number of tokens.
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        shapes = [tensor.shape for tensor in tensors]
+        if self._shapes.setdefault(moment.branch, shapes) != shapes:
+            self._anchors = {key: kept for key, kept in self._anchors.items() if key[1] != moment.branch}
+            self._shapes[moment.branch] = shapes
+        assert self.plan is not None
+        self._computing = [
+            self.plan.computes(i, moment.step) or (i, moment.branch) not in self._anchors
+            for i in range(len(self.sites))
+        ]
+        self._moment = moment
+        self._stopwatch.start(tensors[0].device if tensors else torch.device("cpu"))
+
+    def _begin(self, moment: Moment) -> None:
+        """A run begins, whatever became of the last one."""
+        self.forget()
+        self._run, self._memory = moment.run, 0
+        self._computed.clear()
+        self._skipped.clear()
+        self._stopwatch.reset()
+        self._steps = 0
+        self.plan = self.method.plan(self.sites, moment.steps)
+        self.plan.check(moment.steps, self.sites)
+        if all(all(row) for row in self.plan.rows):
+            logger.warning("nothing is skipped: %s computes all %d steps of this run", self.method, moment.steps)
+
+    def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The call of the network ends, by an exception if `output` is None."""
+        moment, self._moment = self._moment, None
+        if moment is None or output is None:
+            return
+        computing = set(self._computing)
+        self._stopwatch.stop("mixed" if len(computing) > 1 else "computed" if True in computing else "skipped")
+        if moment.step == 0:
+            self._check_reached(moment.branch)
+
+    def _check_reached(self, branch: str) -> None:
+        missed = [site.name for i, site in enumerate(self.sites) if (i, branch) not in self._anchors]
+        if missed:
+            raise RuntimeError(
+                f"{type(self.network).__name__} did not call {missed[0]} in a whole step ({len(missed)} of "
+                f"{len(self.sites)} sites missed), so level={self.method.level!r} does not fit it: choose another level"
+            )
+
+    def _site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
+        """Site `i` as it is installed: compute and keep, or forecast."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            moment = self._moment
+            if moment is None:
+                return real(*args, **kwargs)
+            key = (i, moment.branch)
+            if self._computing[i]:
+                output = real(*args, **kwargs)
+                self._keep(key, moment.step, Feature(output))
+                return output
+            self._skipped[key] += 1
+            anchors = self._anchors[key]
+            weights = _weights(self.forecasters[i], tuple(step for step, _ in anchors), moment.step)
+            return forecast([feature for _, feature in anchors], weights)
+
+        return call
+
+    def _keep(self, key: tuple[int, str], step: int, feature: Feature) -> None:
+        """`feature` becomes the newest anchor; at most `order + 1` are kept."""
+        self._computed[key] += 1
+        anchors = self._anchors.setdefault(key, deque(maxlen=self.forecasters[key[0]].order + 1))
+        if anchors and anchors[0][0] == step:
+            raise RuntimeError(
+                f"{type(self.network).__name__} called {self.sites[key[0]].name} twice in one step: two features, "
+                f"which level={self.method.level!r} cannot tell apart; choose another level"
+            )
+        if anchors and not anchors[0][1].like(feature):
+            anchors.clear()
+        anchors.appendleft((step, feature))
+
+    def _idle(self, i: int, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        """A module that runs only when site `i` computes, and else returns a stand-in of the shape it last had."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            moment = self._moment
+            key = (name, moment.branch) if moment is not None else None
+            if key is None or self._computing[i] or key not in self._stand_ins:
+                output = real(*args, **kwargs)
+                if key is not None:
+                    self._stand_ins[key] = stand_in(output)
+                return output
+            return self._stand_ins[key]
+
+        return call
+
+    def _held(self) -> int:
+        return storage_bytes([feature for anchors in self._anchors.values() for _, feature in anchors])
+
+
+def check_free(network: nn.Module) -> None:
+    """Raise ValueError if the network is accelerated already, by diffaccel or by diffusers' own caches."""
+    for hook in network._forward_pre_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Session):
+            raise ValueError(
+                f"this {type(network).__name__} is already accelerated by {owner.method}: "
+                "call remove() on that acceleration first (pipe.acceleration.remove())"
+            )
+    if getattr(network, "is_cache_enabled", False):
+        raise ValueError(f"this {type(network).__name__} already has a diffusers cache: call its disable_cache() first")
+
+
+@lru_cache(maxsize=1024)
+def _weights(forecaster: Forecaster, times: tuple[int, ...], t: int) -> tuple[float, ...]:
+    return tuple(float(w) for w in forecaster.weights([float(time) for time in times], float(t)))
+
+
+def _by_branch(counts: Counter[tuple[int, str]], site: int) -> dict[str, int]:
+    return {branch: count for (i, branch), count in counts.items() if i == site}
