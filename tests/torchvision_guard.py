@@ -64,9 +64,7 @@ def install() -> None:
 def main() -> None:
     """Copy this file and the line that loads it into the running environment."""
     if sys.prefix == sys.base_prefix:
-        raise SystemExit(
-            "torchvision_guard: run me with the python of a virtual environment, not the system's"
-        )
+        raise SystemExit("torchvision_guard: run me with the python of a virtual environment, not the system's")
     site_packages = Path(sysconfig.get_paths()["purelib"])
     shutil.copy(__file__, site_packages)
     name = Path(__file__).stem
