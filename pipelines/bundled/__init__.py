@@ -1,0 +1,101 @@
+"""The small trained pipelines that are shipped, and the checker that reads their pictures; everything works offline.
+
+Model code is imported when it is used, so importing this module is light.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
+
+_FOLDERS = {"flux-digits": "flux_digits"}
+_CHECKER = "digits_checker"
+
+NAMES = tuple(_FOLDERS)
+"""Names of the bundled pipelines."""
+
+
+def _folder(folder: str) -> Path:
+    place = Path(__file__).resolve().parent / folder
+    if not (place / "README.md").is_file():
+        raise FileNotFoundError(f"the bundled folder {place} is missing or incomplete; reinstall diffaccel")
+    return place
+
+
+def path(name: str = "flux-digits") -> Path:
+    """The folder of a bundled pipeline, for ``from_pretrained``.
+
+    Raises:
+        ValueError: there is no bundled pipeline of this name.
+        FileNotFoundError: the folder was not installed.
+    """
+    if name not in _FOLDERS:
+        raise ValueError(f"no bundled pipeline is called {name!r}; choose from {', '.join(NAMES)}")
+    return _folder(_FOLDERS[name])
+
+
+def load(name: str = "flux-digits", **kwargs: Any) -> DiffusionPipeline:
+    """A bundled pipeline, in float32 unless ``dtype`` says otherwise (the files hold float16).
+
+    Calls need :func:`call_defaults`: ``pipe("a red 7 on a white background", **call_defaults())``.
+
+    Args:
+        name: one of ``NAMES``.
+        kwargs: passed to ``DiffusionPipeline.from_pretrained``.
+
+    Raises:
+        ValueError: there is no bundled pipeline of this name.
+        FileNotFoundError: the folder was not installed.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    if "torch_dtype" not in kwargs:
+        kwargs.setdefault("dtype", torch.float32)
+    kwargs.setdefault("local_files_only", True)
+    return DiffusionPipeline.from_pretrained(path(name), **kwargs)
+
+
+def call_defaults(name: str = "flux-digits") -> dict[str, Any]:
+    """Arguments with which a bundled pipeline makes the pictures it was trained on: size, steps, guidance, text length.
+
+    Without height and width a ``FluxPipeline`` makes pictures of 128 latents a side, whatever it was trained on.
+
+    Raises:
+        ValueError: there is no bundled pipeline of this name.
+        FileNotFoundError: the folder was not installed.
+    """
+    defaults: dict[str, Any] = json.loads((path(name) / "call_defaults.json").read_text())
+    return defaults
+
+
+def checker() -> DigitsChecker:
+    """The network that reads a picture and says which caption it shows: ``checker().read(images)``.
+
+    Raises:
+        FileNotFoundError: its folder was not installed.
+    """
+    from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
+
+    model: DigitsChecker = DigitsChecker.from_pretrained(_folder(_CHECKER), local_files_only=True)
+    model.float().eval()
+    return model
+
+
+def prompts(split: Literal["train", "held-out"] = "held-out") -> list[str]:
+    """All captions the bundled pipelines were trained on, or all that were held out from training.
+
+    Raises:
+        ValueError: the split has another name.
+    """
+    from diffaccel.pipelines.bundled.digits.captions import scenes
+
+    if split not in ("train", "held-out"):
+        raise ValueError(f"split must be 'train' or 'held-out', got {split!r}")
+    return [scene.caption for scene in scenes(split)]

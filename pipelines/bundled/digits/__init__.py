@@ -1,0 +1,1 @@
+"""How the bundled digit pipelines are made: captions, pictures, checker, text encoders, VAE, denoiser."""

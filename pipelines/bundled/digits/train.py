@@ -1,0 +1,114 @@
+"""Train the bundled Flux pipeline from nothing: ``python -m diffaccel.pipelines.bundled.digits.train --output DIR``.
+
+Four stages, each kept in its own folder under DIR and skipped when it is there: ``checker``, ``text``, ``vae``, and
+``denoiser``, which is checkpointed and continues where it stopped. Start the same command again to resume, then ship
+with ``python -m diffaccel.pipelines.bundled.digits.export``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, FluxPipeline
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+
+from diffaccel.pipelines.bundled.digits.captions import EMPTY, scenes
+from diffaccel.pipelines.bundled.digits.checker import DigitsChecker, accuracy, train_checker
+from diffaccel.pipelines.bundled.digits.data import Renderer, scene_table
+from diffaccel.pipelines.bundled.digits.denoiser import LatentRenderer, Recipe, Trainer
+from diffaccel.pipelines.bundled.digits.flux import (
+    FluxVelocity,
+    TextParts,
+    assemble,
+    build_transformer,
+    generate,
+    hidden_matrices,
+    pack,
+)
+from diffaccel.pipelines.bundled.digits.text import train_text
+from diffaccel.pipelines.bundled.digits.vae import train_vae
+
+
+def prepare(output: Path, channels: int) -> None:
+    """Train the checker, the text encoders and the VAE, whichever are not in ``output`` yet (about seven minutes)."""
+    if not (output / "checker").is_dir():
+        train_checker(output / "checker", seconds=150)
+    if not (output / "text").is_dir():
+        print("text encoders, mean squared error on held-out captions:", json.dumps(train_text(output / "text")))
+    if not (output / "vae").is_dir():
+        train_vae(output / "vae", channels, seconds=240)
+
+
+def load_parts(output: Path) -> tuple[TextParts, AutoencoderTiny, DigitsChecker]:
+    """The parts :func:`prepare` saved, in float32.
+
+    Raises:
+        FileNotFoundError: a part is missing.
+    """
+    for name in ("checker", "text", "vae"):
+        if not (output / name).is_dir():
+            raise FileNotFoundError(
+                f"{output / name} is missing; run the training command with --output {output} first"
+            )
+    vae = AutoencoderTiny.from_pretrained(output / "vae").float().eval()
+    return TextParts.load(output / "text"), vae, DigitsChecker.from_pretrained(output / "checker").float().eval()
+
+
+def build_trainer(output: Path, text: TextParts, channels: int, recipe: Recipe) -> tuple[Trainer, FluxVelocity]:
+    """A trainer for a fresh transformer on the training captions; the empty prompt is the last row of its captions."""
+    torch.manual_seed(recipe.seed)
+    captions = [scene.caption for scene in scenes("train")] + [EMPTY]
+    model = FluxVelocity(build_transformer(channels), text, captions)
+    return Trainer(model, hidden_matrices(model.transformer), recipe, output / "denoiser"), model
+
+
+def judge(pipeline: FluxPipeline, checker: DigitsChecker, repeats: int = 2, steps: int = 14) -> dict[str, float]:
+    """Quick rates on held-out prompts, without and with guidance, for following a training."""
+    expected = scenes("held-out") * repeats
+    prompts = [scene.caption for scene in expected]
+    result: dict[str, float] = {}
+    for guidance in (1.0, 2.5):
+        rates = accuracy(checker, generate(pipeline, prompts, steps, guidance, seed=0), expected)
+        result |= {f"{name}@{guidance:g}": rate for name, rate in rates.items()}
+    return result
+
+
+def train(output: Path, recipe: Recipe, channels: int) -> None:
+    """All stages; see the module's description."""
+    prepare(output, channels)
+    text, vae, checker = load_parts(output)
+    with torch.no_grad():
+        latents = LatentRenderer(vae, Renderer("train", recipe.seed))
+    trainer, model = build_trainer(output, text, channels, recipe)
+    if trainer.resume():
+        print(f"resumed at iteration {trainer.iteration}, {trainer.seconds / 60:.1f} minutes")
+    pipeline, table = assemble(model.transformer, text, vae), scene_table(scenes("train"))
+
+    def draw(size: int) -> tuple[Tensor, Tensor]:
+        drawn, rows = latents.batch(table, size)
+        return pack(drawn), rows
+
+    trainer.fit(draw, len(table), lambda: judge(pipeline, checker))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for all stages")
+    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="wall time of the denoiser's training")
+    parser.add_argument("--channels", type=int, default=6, help="latent channels of the VAE")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments = parser.parse_args()
+    if arguments.minutes <= 0:
+        parser.error("--minutes must be positive")
+    torch.set_num_threads(arguments.threads)
+    diffusers_logging.disable_progress_bar()
+    train(arguments.output, Recipe(minutes=arguments.minutes), arguments.channels)
+
+
+if __name__ == "__main__":
+    main()

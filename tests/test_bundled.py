@@ -1,0 +1,200 @@
+"""Is the bundled pipeline a genuine, trained one that makes what its prompts ask for, and can the checker tell?"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, FluxPipeline, FluxTransformer2DModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from diffaccel.pipelines import bundled
+from diffaccel.pipelines.bundled.digits import captions
+from diffaccel.pipelines.bundled.digits.checker import DigitsChecker, as_tensor
+from diffaccel.pipelines.bundled.digits.evaluate import MARK, table
+from diffaccel.pipelines.bundled.digits.flux import call_defaults
+
+
+@pytest.fixture(scope="module")
+def flux() -> Any:
+    pipeline = bundled.load()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def checker() -> DigitsChecker:
+    return bundled.checker()
+
+
+def test_every_part_is_the_real_class_in_float32(flux: Any) -> None:
+    expected = {
+        "transformer": FluxTransformer2DModel,
+        "vae": AutoencoderTiny,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": T5EncoderModel,
+        "tokenizer": CLIPTokenizer,
+        "tokenizer_2": T5Tokenizer,
+    }
+    assert type(flux) is FluxPipeline
+    assert {name: type(flux.components[name]) for name in expected} == expected
+    models = [flux.transformer, flux.vae, flux.text_encoder, flux.text_encoder_2]
+    assert {parameter.dtype for model in models for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_load_without_arguments_is_the_same(flux: Any) -> None:
+    plain = FluxPipeline.from_pretrained(bundled.path())
+    for name, weight in plain.transformer.state_dict().items():
+        assert torch.equal(weight.float(), flux.transformer.state_dict()[name]), name
+
+
+def test_files_hold_float16_and_stay_small() -> None:
+    folder = bundled.path()
+    weights = sorted(folder.rglob("*.safetensors"))
+    assert [file.parent.name for file in weights] == ["text_encoder", "text_encoder_2", "transformer", "vae"]
+    for file in weights:
+        floating = {tensor.dtype for tensor in load_file(file).values() if tensor.is_floating_point()}
+        assert floating == {torch.float16}, file
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert size < 10e6
+
+
+@pytest.mark.parametrize("caption", ["a red 7 on a white background", "an orange 0 on a black background", ""])
+def test_tokenizers_give_the_same_ids_after_saving(flux: Any, tmp_path: Path, caption: str) -> None:
+    for tokenizer in (flux.tokenizer, flux.tokenizer_2):
+        tokenizer.save_pretrained(tmp_path)
+        again = type(tokenizer).from_pretrained(tmp_path)
+        assert again(caption).input_ids == tokenizer(caption).input_ids
+        assert tokenizer.decode(tokenizer(caption).input_ids, skip_special_tokens=True).strip() == caption
+
+
+def test_no_caption_is_cut_or_unknown(flux: Any) -> None:
+    length = bundled.call_defaults()["max_sequence_length"]
+    for caption in bundled.prompts("train") + bundled.prompts("held-out"):
+        ids = flux.tokenizer_2(caption).input_ids
+        assert len(ids) <= length
+        assert flux.tokenizer_2.unk_token_id not in ids
+        assert len(flux.tokenizer(caption).input_ids) <= flux.tokenizer.model_max_length
+
+
+def test_splits_are_disjoint_complete_and_balanced() -> None:
+    train, held_out = bundled.prompts("train"), bundled.prompts("held-out")
+    assert len({*train, *held_out}) == len(train) + len(held_out) == 240
+    assert len(held_out) == 48
+    pairs = Counter((scene.digit, scene.foreground) for scene in captions.scenes("train"))
+    assert len(pairs) == 60
+    assert min(pairs.values()) >= 3
+    assert set(Counter((s.foreground, s.background) for s in captions.scenes("held-out")).values()) == {2}
+
+
+def test_captions_are_read_back() -> None:
+    for scene in captions.scenes():
+        assert captions.Scene.parse(scene.caption) == scene
+        assert captions.Scene.of(*scene.indices) == scene
+
+
+def test_held_out_prompts_are_followed(flux: Any, checker: DigitsChecker) -> None:
+    prompts = bundled.prompts("held-out")[::3]
+    images = flux(
+        prompts,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+        **bundled.call_defaults() | {"negative_prompt": [""] * len(prompts)},
+    ).images
+    right = sum(read == prompt for read, prompt in zip(checker.read(images), prompts, strict=True))
+    # 16 prompts; a model that gets only the colours right reaches 5 with a chance of 1 in 60, 12 of 1 in a billion.
+    assert right >= 12
+
+
+def test_the_prompt_decides_not_the_noise(flux: Any, checker: DigitsChecker) -> None:
+    prompts = [f"a red {digit} on a white background" for digit in range(10)]
+    noise = torch.randn(1, 16, flux.transformer.config.in_channels).expand(10, -1, -1)
+    arguments = bundled.call_defaults() | {"negative_prompt": [""] * 10, "num_inference_steps": 14}
+    images = flux(prompts, latents=noise.clone(), output_type="pt", **arguments).images
+    assert len(set(checker.read(images * 2 - 1))) >= 8
+
+
+def test_defaults_are_those_of_the_code_and_make_small_pictures(flux: Any) -> None:
+    stored = bundled.call_defaults()
+    assert stored == call_defaults(stored["true_cfg_scale"])
+    picture = flux("a blue 4 on a yellow background", **stored | {"num_inference_steps": 1}).images[0]
+    assert picture.size == (32, 32)
+
+
+def test_checker_reads_unseen_handwriting(checker: DigitsChecker) -> None:
+    pytest.importorskip("sklearn")
+    from diffaccel.pipelines.bundled.digits.checker import accuracy, held_out_renders
+
+    images, expected = held_out_renders(400, seed=7)
+    assert accuracy(checker, images, expected)["exact"] >= 0.97
+
+
+def test_vae_keeps_what_the_checker_reads(flux: Any, checker: DigitsChecker) -> None:
+    pytest.importorskip("sklearn")
+    from diffaccel.pipelines.bundled.digits.checker import accuracy, held_out_renders
+    from diffaccel.pipelines.bundled.digits.vae import reconstruct
+
+    images, expected = held_out_renders(400, seed=7)
+    assert accuracy(checker, reconstruct(flux.vae, images), expected)["exact"] >= 0.97
+
+
+def test_latents_drawn_directly_are_those_of_encoded_pictures(flux: Any) -> None:
+    pytest.importorskip("sklearn")
+    from diffaccel.pipelines.bundled.digits.data import Renderer, scene_table
+    from diffaccel.pipelines.bundled.digits.denoiser import LatentRenderer
+    from diffaccel.pipelines.bundled.digits.vae import latents_of
+
+    render, table_ = Renderer("held-out"), scene_table(captions.scenes())
+    with torch.no_grad():
+        direct = LatentRenderer(flux.vae, render)
+        render.generator.manual_seed(3)
+        latents, rows = direct.batch(table_, 64)
+        render.generator.manual_seed(3)
+        images, same_rows = render.batch(table_, 64)
+        encoded = latents_of(flux.vae, images)
+    assert torch.equal(rows, same_rows)
+    torch.testing.assert_close(latents, encoded, atol=1e-4, rtol=1e-4)
+
+
+def test_checker_takes_every_form_of_picture(flux: Any, checker: DigitsChecker) -> None:
+    arguments = bundled.call_defaults() | {"num_inference_steps": 8}
+    shots = {
+        kind: flux(
+            "a purple 8 on a black background",
+            output_type=kind,
+            generator=torch.Generator().manual_seed(1),
+            **arguments,
+        ).images
+        for kind in ("pil", "np", "pt")
+    }
+    reference = shots["pt"] * 2 - 1
+    torch.testing.assert_close(as_tensor(shots["np"]), reference)
+    torch.testing.assert_close(as_tensor(shots["pil"]), reference, atol=1.1 / 127.5, rtol=0)
+    assert len({caption for form in (shots["pil"], shots["np"], reference) for caption in checker.read(form)}) == 1
+
+
+def test_bad_input_is_explained(checker: DigitsChecker) -> None:
+    with pytest.raises(ValueError, match="flux-digits"):
+        bundled.path("flux")
+    with pytest.raises(ValueError, match="held-out"):
+        bundled.prompts("test")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="generate at that size"):
+        checker.read(np.zeros((1, 64, 64, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="not a caption"):
+        captions.Scene.parse("a red seven")
+
+
+def test_the_model_card_shows_the_measured_gates_and_they_hold() -> None:
+    rows = json.loads((bundled.path() / "gates.json").read_text())
+    assert (bundled.path() / "README.md").read_text().split(MARK)[1].strip() == table(rows)
+    rates = {row["what"]: row["exact"] for row in rows}
+    assert all(rate >= 0.97 for what, rate in rates.items() if what.startswith("checker"))
+    held_out = [rate for what, rate in rates.items() if "held-out prompts, 28 steps, guidance 2.5" in what]
+    assert held_out
+    assert held_out[0] >= 0.80
