@@ -56,9 +56,12 @@ def paint(canvas: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
 
 
 class Renderer:
-    """Draws random pictures of given scenes from one split's handwriting; canvases of all shifts are kept ready."""
+    """Draws random pictures of given scenes from one split's handwriting; canvases of all shifts are kept ready.
 
-    def __init__(self, split: Split, seed: int = 0) -> None:
+    With ``seed=None`` torch's global generator decides, whose state a checkpoint can hold.
+    """
+
+    def __init__(self, split: Split, seed: int | None = 0) -> None:
         ink, labels = glyphs(split)
         order = labels.argsort(stable=True)
         shifts = range(-JITTER, JITTER + 1)
@@ -66,7 +69,7 @@ class Renderer:
         self.counts = torch.tensor([int((labels == digit).sum()) for digit in DIGITS])
         self.starts = self.counts.cumsum(0) - self.counts
         self.foregrounds, self.backgrounds = palette(FOREGROUNDS), palette(BACKGROUNDS)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Pictures [B, 3, 32, 32] in -1..1 of the scenes with these indices [B, 3] (digit, foreground, background)."""

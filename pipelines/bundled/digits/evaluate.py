@@ -24,6 +24,7 @@ from diffaccel.pipelines.bundled.digits.vae import reconstruct
 
 SETTINGS = (
     ("held-out", 28, 2.5),
+    ("held-out", 28, 1.5),
     ("held-out", 28, 1.0),
     ("held-out", 50, 2.5),
     ("held-out", 50, 1.0),

@@ -145,6 +145,6 @@ def generate(
     parts = []
     for start in range(0, len(prompts), batch):
         chunk = prompts[start : start + batch]
-        arguments = call_defaults(guidance) | {"num_inference_steps": steps, "negative_prompt": [""] * len(chunk)}
+        arguments = call_defaults(guidance) | {"num_inference_steps": steps}
         parts.append(pipeline(chunk, generator=generator, output_type="pt", **arguments).images)
     return torch.cat(parts).float() * 2 - 1

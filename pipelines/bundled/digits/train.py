@@ -82,7 +82,7 @@ def train(output: Path, recipe: Recipe, channels: int) -> None:
     prepare(output, channels)
     text, vae, checker = load_parts(output)
     with torch.no_grad():
-        latents = LatentRenderer(vae, Renderer("train", recipe.seed))
+        latents = LatentRenderer(vae, Renderer("train", seed=None))
     trainer, model = build_trainer(output, text, channels, recipe)
     if trainer.resume():
         print(f"resumed at iteration {trainer.iteration}, {trainer.seconds / 60:.1f} minutes")
