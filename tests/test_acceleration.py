@@ -20,7 +20,7 @@ def test_separate_guidance_branches_keep_separate_histories() -> None:
     """A run of two calls a step returns what two networks return that each serve one branch alone."""
     pipe = tiny.flux()
     calls: list[tuple[dict[str, Any], Tensor]] = []
-    accelerate_pipeline(pipe, "taylorseer", interval=3)
+    accelerate_pipeline(pipe, "taylorseer", interval=3, level="sublayer")
     pipe.transformer.register_forward_hook(
         lambda _, args, kwargs, out: calls.append((kwargs, out[0])), with_kwargs=True
     )
@@ -28,7 +28,7 @@ def test_separate_guidance_branches_keep_separate_histories() -> None:
     assert [site.skipped for site in pipe.acceleration.report().sites] == [{"cond": 4, "uncond": 4}] * 8
     for branch in (0, 1):
         network = tiny.flux_transformer()
-        with accelerate(network, "taylorseer", steps=8, interval=3, warmup=3):
+        with accelerate(network, "taylorseer", steps=8, interval=3, level="sublayer"):
             for kwargs, output in calls[branch::2]:
                 assert torch.equal(network(**kwargs)[0], output)
 
@@ -195,7 +195,7 @@ def test_plan_can_be_printed_before_the_run() -> None:
 
 
 def test_report_reads_well() -> None:
-    pipe = accelerate_pipeline(tiny.flux(), "taylorseer", interval=3)
+    pipe = accelerate_pipeline(tiny.flux(), "taylorseer", interval=3, level="sublayer")
     tiny.run_flux(pipe, guidance=True)
     text = str(pipe.acceleration.report())
     assert "8 sites, cond: 4 computed, 4 skipped" in text
@@ -287,7 +287,7 @@ class Timeless(HalfUsed):
         (lambda pipe: accelerate_pipeline("flux"), TypeError, "needs a scheduler"),
         (lambda pipe: accelerate(pipe, steps=8), TypeError, r"diffaccel\.accelerate_pipeline"),
         (lambda pipe: accelerate(pipe.transformer, steps=0), ValueError, "steps must be at least 1"),
-        (lambda pipe: accelerate(nn.Linear(1, 1), steps=8), ValueError, "no sublayer site was found in Linear"),
+        (lambda pipe: accelerate(nn.Linear(1, 1), steps=8), ValueError, "no model site was found in Linear"),
         (lambda pipe: accelerate(Timeless(), steps=8), TypeError, r"Timeless\.forward has no timestep"),
     ],
 )

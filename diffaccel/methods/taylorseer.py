@@ -38,8 +38,9 @@ PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 class TaylorSeer:
     """Compute every `interval`-th step, forecast the others by a Taylor series of order `order`.
 
-    Differs from the paper: `level="block"` and `level="model"` catch fewer, later features than the paper's attention
-    and MLP outputs; `forecast="newton"` replaces its backward differences, which are off where the spacing of computed
+    Differs from the paper: by default one feature is caught, before the final norm and projection (`level="model"`),
+    which measured as faithful as the paper's attention and MLP outputs (`level="sublayer"`) at a fraction of their time
+    and memory. `forecast="newton"` replaces the paper's backward differences, which are off where the spacing of computed
     steps changes, by the interpolating polynomial.
 
     Attributes:
@@ -48,7 +49,7 @@ class TaylorSeer:
         warmup: first_enhance of the official code, the number of computed steps before the first skipped one.
         level: where features are caught, see `diffaccel.sites`.
         forecast: "taylor", the official recursion, or "newton", exact for polynomials at any spacing.
-        schedule: a plan of your own instead of `interval` and `warmup`.
+        schedule: a plan of your own; `interval` is then unused, and `warmup` only says which differences are formed.
 
     Raises:
         ValueError: a number out of range, an unknown level or forecast.
@@ -57,7 +58,7 @@ class TaylorSeer:
     interval: int = 5
     order: int = 1
     warmup: int = 3
-    level: str = "sublayer"
+    level: str = "model"
     forecast: str = "taylor"
     schedule: Plan | None = None
 
