@@ -40,8 +40,8 @@ class TaylorSeer:
 
     Differs from the paper: by default one feature is caught, before the final norm and projection (`level="model"`),
     which measured as faithful as the paper's attention and MLP outputs (`level="sublayer"`) at a fraction of their time
-    and memory. `forecast="newton"` replaces the paper's backward differences, which are off where the spacing of computed
-    steps changes, by the interpolating polynomial.
+    and memory. `forecast="newton"` replaces the paper's backward differences, which are off where the spacing of
+    computed steps changes, by the interpolating polynomial.
 
     Attributes:
         interval: N, steps from one computed step to the next; 1 computes all.
