@@ -76,8 +76,9 @@ def stand_in(output: Any) -> Any:
 
 def storage_bytes(features: Sequence[Feature]) -> int:
     """Bytes the features keep alive; tensors that share one storage count once."""
+    # Told apart by identity: on the meta device all storages have address 0.
     storages = {
-        (storage.device, storage.data_ptr() or id(tensor)): storage.nbytes()
+        storage._cdata: storage.nbytes()
         for feature in features
         for tensor in feature.tensors
         for storage in (tensor.untyped_storage(),)

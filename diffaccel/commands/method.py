@@ -1,0 +1,75 @@
+"""The method on the command line: from options to an instance, and from what it did to words and data."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from diffaccel.commands import UsageError
+from diffaccel.methods import METHODS, Method, resolve
+from diffaccel.plan import Plan
+from diffaccel.report import format_bytes
+
+OPTIONS = ("interval", "order", "warmup", "level", "forecast")
+
+
+def method_of(args: argparse.Namespace, pipeline: str, default: str | None = None) -> Method | None:
+    """The method asked for by the options, with the preset of the class `pipeline`; None if none was.
+
+    Raises:
+        UsageError: an unknown method, a bad value, or options without a method.
+    """
+    options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+    name = args.method or default
+    if name is None:
+        if options:
+            raise UsageError(f"--{next(iter(options))} belongs to a method: add --method {' or '.join(METHODS)}")
+        return None
+    try:
+        return resolve(name, pipeline, options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def short_name(method: Method) -> str:
+    """A method in a few letters, such as "TaylorSeer N=6 O=1"."""
+    letters = (("N", "interval"), ("O", "order"))
+    return " ".join(
+        [type(method).__name__, *(f"{n}={getattr(method, name)}" for n, name in letters if hasattr(method, name))]
+    )
+
+
+def written_out(method: Method) -> str:
+    """A method with all options that are set, as Python would write it."""
+    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    set_options = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+    return f"{type(method).__name__}({set_options})"
+
+
+def computed_steps(plan: Plan) -> str:
+    """How much a plan computes: "7 of 28 steps", or the mean where sites differ."""
+    mean = plan.steps / plan.bound
+    return (
+        f"{mean:.0f} of {plan.steps} steps" if len(plan.rows) == 1 else f"{mean:.1f} of {plan.steps} steps on average"
+    )
+
+
+def outcome(pipe: Any) -> dict[str, Any]:
+    """What the acceleration of a pipeline planned and did in the last run, as plain data."""
+    acceleration = pipe.acceleration
+    plan: Plan = acceleration.plan
+    return {
+        "method": written_out(acceleration.method),
+        "steps": plan.steps,
+        "plan": [plan.computed(i) for i in range(len(plan.rows))],
+        "computed": computed_steps(plan),
+        "bound": plan.bound,
+        "cache_bytes": sum(acceleration.report(name).memory for name in acceleration.networks),
+    }
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The `outcome` in one line."""
+    cache = format_bytes(found["cache_bytes"])
+    return f"{found['method']}: {found['computed']} computed, bound {found['bound']:.2f}x, cache {cache}"
