@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 
 PROMPTS := "a red 7 on a white background" "a blue 2 on a black background" \
-           "a green 5 on a yellow background" "a white 3 on a blue background"
+           "a green 5 on a yellow background" "a purple 3 on a gray background"
 
 .PHONY: demo test lint format types pytest setup clean
 
