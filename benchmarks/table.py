@@ -1,0 +1,132 @@
+"""Markdown tables of a recorded benchmark, so that no number is ever typed by hand.
+
+python benchmarks/table.py benchmarks/taylorseer_flux.json --family model sublayer --order 1
+python benchmarks/table.py benchmarks/taylorseer_flux.json --levels
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Entry = Mapping[str, Any]
+
+FEWER = "fewer steps"
+LEVELS = ("sublayer", "block", "model")
+
+
+def interval(value: Mapping[str, float], digits: int = 1) -> str:
+    """Mean and 95% interval, such as `31.2 (30.8-31.6)`."""
+    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f}-{value['high']:.{digits}f})"
+
+
+def setting(case: Entry) -> str:
+    """Level or family, interval and order in words."""
+    forecast = ", newton" if case["forecast"] == "newton" else ""
+    return f"{case['family']}, N={case['interval']}, O={case['order']}{forecast}"
+
+
+def rows(lines: Iterable[Iterable[str]]) -> str:
+    """Lines of cells as a Markdown table whose first line is the header."""
+    header, *body = (list(line) for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *body])
+
+
+def fidelity_table(run: Entry, batch: str, families: list[str], orders: list[int], forecasts: list[str]) -> str:
+    """One row per accelerated case: cost, fidelity, and the plain run of fewer steps that takes as long."""
+    header = [
+        "setting",
+        "computed steps",
+        f"time, batch {batch}",
+        "speed-up",
+        "of its bound",
+        "PSNR to the full run, dB",
+        "relative L2",
+        "exact captions",
+        "plain steps in the same time",
+        "their PSNR, dB",
+    ]
+    full = run["full"]["exact"]
+    lines = [
+        header,
+        ["full run", f"{run['steps']} of {run['steps']}", "1.00", "1.00x", "-", "-", "0", percent(full), "-", "-"],
+    ]
+    for case in run["cases"]:
+        chosen = case["family"] in families and case["order"] in orders and case["forecast"] in forecasts
+        if case["family"] == FEWER or not chosen:
+            continue
+        time, plain = case["time"][batch], case["equal_time"].get(batch)
+        lines.append(
+            [
+                setting(case),
+                f"{case['computed']} of {run['steps']}",
+                f"{time['ratio']:.2f}",
+                f"{time['speed_up']:.2f}x",
+                f"{100 * time['bound_reached']:.0f}%",
+                interval(case["psnr"]),
+                f"{case['relative_l2']['mean']:.3f}",
+                percent(case["exact"]),
+                str(plain["steps"]) if plain else "none",
+                interval(plain["psnr"]) if plain else "-",
+            ]
+        )
+    return rows(lines)
+
+
+def percent(value: Mapping[str, float]) -> str:
+    """A share and its 95% interval in percent."""
+    return interval({key: 100 * part for key, part in value.items()}) + "%"
+
+
+def level_table(run: Entry, batch: str, order: int) -> str:
+    """Time and PSNR of the three levels at each interval, and the best level at each amount of time.
+
+    The last column lists, for the time the sublayer level takes, the most faithful case of every level that takes no
+    longer.
+    """
+    cases = [case for case in run["cases"] if case["order"] == order and case["forecast"] == "taylor"]
+    by_level = {level: [case for case in cases if case["family"] == level] for level in LEVELS}
+    header = ["N", "computed", *(f"{level}: time, PSNR" for level in LEVELS), "best within the sublayer level's time"]
+    lines = [header]
+    for position, case in enumerate(by_level["sublayer"]):
+        limit = case["time"][batch]["ratio"]
+        affordable = [c for level in LEVELS for c in by_level[level] if c["time"][batch]["ratio"] <= limit]
+        best = max(affordable, key=lambda c: float(c["psnr"]["mean"]))
+        cells = [
+            f"{same['time'][batch]['ratio']:.2f}, {same['psnr']['mean']:.1f}"
+            for same in (by_level[level][position] for level in LEVELS)
+        ]
+        found = f"{best['family']}, N={best['interval']}: {best['psnr']['mean']:.1f} dB"
+        lines.append([str(case["interval"]), str(case["computed"]), *cells, found])
+    return rows(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path, help="JSON file written by taylorseer_flux.py")
+    parser.add_argument("--steps", type=int, help="only the full run of so many steps")
+    parser.add_argument("--batch", default=None, help="pictures a call that was timed; the largest unless given")
+    parser.add_argument("--family", nargs="+", default=list(LEVELS), help="levels, or 'diffusers, lite' and the like")
+    parser.add_argument("--order", type=int, nargs="+", default=[1])
+    parser.add_argument("--forecast", nargs="+", default=["taylor"])
+    parser.add_argument("--levels", action="store_true", help="compare the levels at equal time instead")
+    arguments = parser.parse_args()
+    result = json.loads(arguments.result.read_text())
+    for run in result["runs"]:
+        if arguments.steps not in (None, run["steps"]):
+            continue
+        batch = arguments.batch or max(run["full"]["seconds"], key=int)
+        print(f"\n{run['pictures']} pictures, {run['steps']} steps\n")
+        if arguments.levels:
+            for order in arguments.order:
+                print(f"Order {order}, batch {batch}:\n\n{level_table(run, batch, order)}\n")
+        else:
+            print(fidelity_table(run, batch, arguments.family, arguments.order, arguments.forecast))
+
+
+if __name__ == "__main__":
+    main()
