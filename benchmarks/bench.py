@@ -19,7 +19,6 @@ from diffaccel.metrics.parity import psnr, relative_l2
 from diffaccel.metrics.speed import alternate
 from diffaccel.pipelines import bundled
 
-
 PROMPTS = 96  # so many of the held-out prompts hold one and two digits in equal parts; they are repeated
 
 

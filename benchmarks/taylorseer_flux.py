@@ -36,15 +36,15 @@ class Timer:
 
     bench: Bench
     journal: Journal
-    rounds: int
+    rounds: dict[int, int]  # by batch
 
     def measure(self, cases: list[Case], batch: int) -> dict[tuple[int, str], Any]:
         """Times of cases of one full run by batch and name, taken in turn."""
-        mark = f"time, {self.shape()}, {self.rounds} rounds, batch {batch}"
+        mark = f"time, {self.shape()}, {self.rounds[batch]} rounds, batch {batch}"
         keys = {case: f"{mark}, {case.name}" for case in cases}
         missing = [case for case, key in keys.items() if key not in self.journal.entries]
         if missing:
-            for case, entry in zip(missing, self.bench.time(missing, batch, self.rounds), strict=True):
+            for case, entry in zip(missing, self.bench.time(missing, batch, self.rounds[batch]), strict=True):
                 self.journal.add(keys[case], entry | {"git_commit": commit()})
         return {(batch, case.name): self.journal.entries[key] for case, key in keys.items()}
 
@@ -148,16 +148,17 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=64, help="pictures a call where fidelity is measured")
     parser.add_argument("--timed-batches", type=int, nargs="+", default=[1, 16], help="pictures a call that is timed")
-    parser.add_argument("--rounds", type=int, default=7, help="timings of each case")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[7, 5], help="timings of each case, by timed batch")
     parser.add_argument("--jobs", type=int, default=1, help="processes that measure fidelity; one alone takes times")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    if len(arguments.prompts) == 1:
-        arguments.prompts *= len(arguments.steps)
-    if len(arguments.prompts) != len(arguments.steps):
-        parser.error("--prompts takes one number, or one for each of --steps")
-    counts = [*arguments.prompts, *arguments.timed_batches, arguments.batch, arguments.rounds, arguments.jobs]
+    for name, other in (("prompts", "steps"), ("rounds", "timed_batches")):
+        given, needed = getattr(arguments, name), len(getattr(arguments, other))
+        if len(given) not in (1, needed):
+            parser.error(f"--{name} takes one number, or one for each of --{other.replace('_', '-')}")
+        setattr(arguments, name, given * needed if len(given) == 1 else given)
+    counts = [*arguments.prompts, *arguments.timed_batches, *arguments.rounds, arguments.batch, arguments.jobs]
     if min(arguments.steps) < 10 or min(counts) < 1:
         parser.error("--steps must be at least 10, and all other counts at least 1")
     if not arguments.output.parent.is_dir():
@@ -169,14 +170,15 @@ def main() -> None:
     """The command line."""
     arguments = parse()
     journal = Journal(arguments.output.with_suffix(".parts.jsonl"))
-    timer = Timer(Bench(max(arguments.timed_batches), arguments.seed, arguments.batch), journal, arguments.rounds)
+    rounds = dict(zip(arguments.timed_batches, arguments.rounds, strict=True))
+    timer = Timer(Bench(max(arguments.timed_batches), arguments.seed, arguments.batch), journal, rounds)
     times = [timer.all(steps, arguments.timed_batches) for steps in arguments.steps]
     settings = {
         "weights": weights(),
         "call": bundled.call_defaults(),
         "seed": arguments.seed,
         "batch": arguments.batch,
-        "rounds": arguments.rounds,
+        "rounds": rounds,
         "threads": 1,
         "ratio": "processor time over that of the full run, median over rounds of the ratio in each round",
     }
