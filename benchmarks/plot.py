@@ -27,6 +27,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "diffusers, all sublayers": ("#CC79A7", "v", "diffusers' cache, all sublayers"),
     "diffusers, lite": ("#CC79A7", "P", "diffusers' cache, lite"),
 }
+NAMED = "model"  # the family whose points are named
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -39,27 +40,31 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def panel(axes: Axes, run: Mapping[str, Any], batch: str) -> None:
-    """All cases that were compared with one full run."""
+    """All cases that were compared with one full run; lines join those of a family that no other of it beats."""
     every: list[Point] = []
     for family, (colour, marker, label) in STYLES.items():
-        points = [
-            (case["time"][batch]["speed_up"], case["psnr"]["mean"])
-            for case in run["cases"]
-            if case["family"] == family and batch in case["time"]
-        ]
+        cases = [case for case in run["cases"] if case["family"] == family and batch in case["time"]]
+        points = {(case["time"][batch]["speed_up"], case["psnr"]["mean"]): case for case in cases}
         if not points:
             continue
-        best = front(points)
+        best = front(list(points))
         every += points
-        rest = [point for point in points if point not in best]
-        if rest:
-            axes.scatter(*zip(*rest, strict=True), s=14, color=colour, marker=marker, alpha=0.3, linewidths=1)
+        if rest := [point for point in points if point not in best]:
+            axes.scatter(*zip(*rest, strict=True), s=14, color=colour, marker=marker, alpha=0.25, linewidths=1)
         axes.plot(*zip(*best, strict=True), color=colour, marker=marker, ms=5, lw=1.2, label=label)
-    axes.plot(*zip(*front(every), strict=True), color="#F0E442", lw=7, alpha=0.6, zorder=0, label="best of all")
-    axes.set_title(f"{run['steps']} steps, {run['pictures']} pictures, batch {batch}", fontsize=10)
-    axes.set_xlabel("measured speed-up of denoising over the full run")
+        for point in best if family == NAMED else []:
+            axes.annotate(short(points[point]), point, (6, 4), textcoords="offset points", fontsize=7, color=colour)
+    axes.plot(*zip(*front(every), strict=True), color="#F0E442", lw=8, alpha=0.6, zorder=0, label="Pareto front")
+    axes.set_title(f"full run of {run['steps']} steps, {run['pictures']} pictures", fontsize=10)
+    axes.set_xlabel(f"measured speed-up of denoising, batch {batch}")
     axes.grid(color="#e5e5e5", lw=0.6)
     axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def short(case: Mapping[str, Any]) -> str:
+    """Interval and order, and the forecast where it is not Taylor's."""
+    return f"N={case['interval']} O={case['order']}" + (" newton" if case["forecast"] == "newton" else "")
 
 
 def main() -> None:
@@ -71,13 +76,13 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = json.loads(arguments.result.read_text())["runs"]
     mpl.use("Agg")
-    figure, panels = plt.subplots(1, len(runs), figsize=(5.2 * len(runs), 4.6), squeeze=False, sharey=True)
+    figure, panels = plt.subplots(1, len(runs), figsize=(6 * len(runs), 5), squeeze=False, sharey=True)
     for axes, run in zip(panels[0], runs, strict=True):
         panel(axes, run, arguments.batch or max(run["full"]["seconds"], key=int))
     panels[0][0].set_ylabel("PSNR to the full run, dB")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=2 * len(runs), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.12 if len(runs) > 1 else 0.2, 1, 1))
     arguments.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.picture, dpi=160, facecolor="white")
 

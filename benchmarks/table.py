@@ -14,7 +14,6 @@ from typing import Any
 
 Entry = Mapping[str, Any]
 
-FEWER = "fewer steps"
 LEVELS = ("sublayer", "block", "model")
 
 
@@ -35,45 +34,48 @@ def rows(lines: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *body])
 
 
-def fidelity_table(run: Entry, batch: str, families: list[str], orders: list[int], forecasts: list[str]) -> str:
-    """One row per accelerated case: cost, fidelity, and the plain run of fewer steps that takes as long."""
+def fidelity_table(run: Entry, batch: str, cases: Iterable[Entry]) -> str:
+    """One row per accelerated case: time, fidelity, and the plain run of fewer steps that takes as long."""
+    steps, batches = run["steps"], list(run["full"]["seconds"])
     header = [
         "setting",
         "computed steps",
-        f"time, batch {batch}",
-        "speed-up",
-        "of its bound",
-        "PSNR to the full run, dB",
-        "relative L2",
-        "exact captions",
-        "plain steps in the same time",
-        "their PSNR, dB",
+        *(f"speed-up, batch {size}" for size in batches),
+        f"of its bound, batch {batch}",
     ]
-    full = run["full"]["exact"]
-    lines = [
-        header,
-        ["full run", f"{run['steps']} of {run['steps']}", "1.00", "1.00x", "-", "-", "0", percent(full), "-", "-"],
+    header += ["PSNR to the full run, dB", "relative L2", "exact captions"]
+    header += [f"plain steps in the same time, batch {batch}", "PSNR gain over them, dB"]
+    full = [
+        "full run",
+        f"{steps} of {steps}",
+        *("1.00x" for _ in batches),
+        "-",
+        "-",
+        "0",
+        percent(run["full"]["exact"]),
+        "-",
+        "-",
     ]
-    for case in run["cases"]:
-        chosen = case["family"] in families and case["order"] in orders and case["forecast"] in forecasts
-        if case["family"] == FEWER or not chosen:
-            continue
-        time, plain = case["time"][batch], case["equal_time"].get(batch)
-        lines.append(
-            [
-                setting(case),
-                f"{case['computed']} of {run['steps']}",
-                f"{time['ratio']:.2f}",
-                f"{time['speed_up']:.2f}x",
-                f"{100 * time['bound_reached']:.0f}%",
-                interval(case["psnr"]),
-                f"{case['relative_l2']['mean']:.3f}",
-                percent(case["exact"]),
-                str(plain["steps"]) if plain else "none",
-                interval(plain["psnr"]) if plain else "-",
-            ]
-        )
+    lines = [header, full]
+    for case in cases:
+        plain = case["equal_time"].get(batch)
+        line = [setting(case), f"{case['computed']} of {steps}"]
+        line += [f"{case['time'][size]['speed_up']:.2f}x" for size in batches]
+        line += [percent_of(case["time"][batch]["bound_reached"]), interval(case["psnr"])]
+        line += [f"{case['relative_l2']['mean']:.3f}", percent(case["exact"])]
+        line += [str(plain["steps"]), signed(plain["psnr_gain"])] if plain else ["none", "-"]
+        lines.append(line)
     return rows(lines)
+
+
+def signed(value: Mapping[str, float]) -> str:
+    """Mean and 95% interval with signs, such as `+1.2 (+1.0 to +1.4)`."""
+    return f"{value['mean']:+.1f} ({value['low']:+.1f} to {value['high']:+.1f})"
+
+
+def percent_of(part: float) -> str:
+    """A share in percent."""
+    return f"{100 * part:.0f}%"
 
 
 def percent(value: Mapping[str, float]) -> str:
@@ -94,7 +96,7 @@ def level_table(run: Entry, batch: str, order: int) -> str:
     for position, case in enumerate(by_level["sublayer"]):
         limit = case["time"][batch]["ratio"]
         affordable = [c for level in LEVELS for c in by_level[level] if c["time"][batch]["ratio"] <= limit]
-        best = max(affordable, key=lambda c: float(c["psnr"]["mean"]))
+        best = max(affordable, key=lambda c: (c["psnr"]["mean"], c["time"][batch]["speed_up"]))
         cells = [
             f"{same['time'][batch]['ratio']:.2f}, {same['psnr']['mean']:.1f}"
             for same in (by_level[level][position] for level in LEVELS)
@@ -110,8 +112,9 @@ def main() -> None:
     parser.add_argument("result", type=Path, help="JSON file written by taylorseer_flux.py")
     parser.add_argument("--steps", type=int, help="only the full run of so many steps")
     parser.add_argument("--batch", default=None, help="pictures a call that was timed; the largest unless given")
-    parser.add_argument("--family", nargs="+", default=list(LEVELS), help="levels, or 'diffusers, lite' and the like")
-    parser.add_argument("--order", type=int, nargs="+", default=[1])
+    parser.add_argument("--family", nargs="+", default=["model"], help="levels, or 'diffusers, lite' and the like")
+    parser.add_argument("--order", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--interval", type=int, nargs="+", default=[3, 4, 5, 6, 7, 8])
     parser.add_argument("--forecast", nargs="+", default=["taylor"])
     parser.add_argument("--levels", action="store_true", help="compare the levels at equal time instead")
     arguments = parser.parse_args()
@@ -125,7 +128,12 @@ def main() -> None:
             for order in arguments.order:
                 print(f"Order {order}, batch {batch}:\n\n{level_table(run, batch, order)}\n")
         else:
-            print(fidelity_table(run, batch, arguments.family, arguments.order, arguments.forecast))
+            chosen = [
+                case
+                for case in run["cases"]
+                if all(case[key] in getattr(arguments, key) for key in ("family", "order", "interval", "forecast"))
+            ]
+            print(fidelity_table(run, batch, chosen))
 
 
 if __name__ == "__main__":
