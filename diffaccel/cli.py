@@ -10,7 +10,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from diffaccel import __version__
@@ -60,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as leave:  # argparse has written help, version or error
         return int(leave.code or 0)
-    logging.getLogger("diffaccel").setLevel(logging.ERROR if args.quiet else logging.WARNING)
     try:
-        command = importlib.import_module(f"diffaccel.commands.{args.command}")
-        report(command.run(args), args.json)
+        with warnings_shown(not args.quiet):
+            command = importlib.import_module(f"diffaccel.commands.{args.command}")
+            report(command.run(args), args.json)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except BrokenPipeError:
@@ -75,6 +76,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return fail(" ".join(str(error).split()) or type(error).__name__, 2 if isinstance(error, UsageError) else 1)
     return 0
+
+
+@contextmanager
+def warnings_shown(shown: bool) -> Iterator[None]:
+    """Write the warnings of the library to standard error, each once, or drop them."""
+    handler = logging.StreamHandler() if shown else logging.NullHandler()
+    seen: set[str] = set()
+
+    def first_time(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in seen
+        seen.add(record.getMessage())
+        return not known
+
+    handler.addFilter(first_time)
+    handler.setFormatter(logging.Formatter("diffaccel: warning: %(message)s"))
+    logger = logging.getLogger("diffaccel")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def report(answer: Answer, json: str | None) -> None:
@@ -141,7 +163,7 @@ def _add_generate(parser: Parser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="picture to write (default: picture.png, compare.png)")
     group = parser.add_argument_group("comparison")
     group.add_argument("--compare", action="store_true", help="draw without and with the method, and compare")
-    group.add_argument("--rounds", type=positive, help="timed runs of each (default: 5 if bundled, 1 for other models)")
+    group.add_argument("--rounds", type=positive, help="timed runs of each (default: 9 if bundled, 1 for other models)")
     _add_method(parser, "default: none, or taylorseer with --compare")
 
 

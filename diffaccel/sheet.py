@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,9 +84,8 @@ class _Pen:
         text = " ".join(text.split())
         if self.length(text) <= width:
             return text
-        while text and self.length(text + "...") > width:
-            text = text[:-1]
-        return text + "..."
+        kept = bisect_right(range(len(text)), width, key=lambda n: self.length(text[:n] + "...")) - 1
+        return text[: max(0, kept)] + "..."
 
     def write(self, left: float, top: float, text: str, colour: tuple[int, int, int]) -> None:
         """Draw a text from its upper left corner."""

@@ -21,7 +21,7 @@ def locate(model: str) -> str:
     """
     if model in bundled.NAMES:
         return str(bundled.path(model))
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         if not (Path(model) / INDEX).is_file():
             raise ValueError(f"{model} has no {INDEX}: give the folder that pipe.save_pretrained(...) wrote")
         return model

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -59,10 +61,14 @@ def run(args: argparse.Namespace) -> Answer:
     """
     source, outputs = _check(args)
     progress = show_progress(args)
+    if progress:
+        sys.stderr.write(f"loading diffusers and {args.model}\n")
     silence_libraries(progress)
     index = read_json(source)
     device = device_of(args.device)
     _warn_of_strange_prompts(args)
+    import torch
+
     from diffaccel.pipelines import image
 
     size = {name: value for name in ("height", "width") if (value := getattr(args, name)) is not None}
@@ -73,6 +79,8 @@ def run(args: argparse.Namespace) -> Answer:
         raise UsageError(str(error)) from error
     method = method_of(args, kind.__name__, DEFAULT_METHOD if args.compare else None)
     dtype = _dtype(args, device)
+    if args.model in BUNDLED and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # so small that a second thread mostly waits for the first
     pipe = image.load(args.model, dtype, device)
     request = Request(
         model=args.model,
@@ -86,7 +94,7 @@ def run(args: argparse.Namespace) -> Answer:
         device=str(device),
         arguments=image.call_arguments(pipe, args.steps, args.guidance, **size),
     )
-    rounds = args.rounds or (5 if args.model in BUNDLED else 1)
+    rounds = args.rounds or (9 if args.model in BUNDLED else 1)
     pipe.set_progress_bar_config(disable=not progress or (args.compare and rounds > 1), desc="denoising", leave=False)
     if args.compare:
         assert method is not None
