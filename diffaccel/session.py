@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffaccel.clock import Clock, Moment, TimeArgument
 from diffaccel.feature import Feature, forecast, stand_in, storage_bytes
 from diffaccel.forecast import Forecaster
-from diffaccel.methods import Method
+from diffaccel.methods import Method, written_out
 from diffaccel.patch import Patch
 from diffaccel.plan import Plan
 from diffaccel.report import Report, SiteReport
@@ -92,7 +92,7 @@ class Session:
         """What was computed and skipped in the last run, or so far in this one."""
         return Report(
             network=type(self.network).__name__,
-            method=str(self.method),
+            method=written_out(self.method),
             plan=self.plan,
             steps=self._steps,
             sites=[
@@ -136,7 +136,9 @@ class Session:
         self.plan = self.method.plan(self.sites, moment.steps)
         self.plan.check(moment.steps, self.sites)
         if all(all(row) for row in self.plan.rows):
-            logger.warning("nothing is skipped: %s computes all %d steps of this run", self.method, moment.steps)
+            logger.warning(
+                "nothing is skipped: %s computes all %d steps of this run", written_out(self.method), moment.steps
+            )
 
     def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """The call of the network ends, by an exception if `output` is None."""
@@ -213,7 +215,7 @@ def check_free(network: nn.Module) -> None:
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, Session):
             raise ValueError(
-                f"this {type(network).__name__} is already accelerated by {owner.method}: "
+                f"this {type(network).__name__} is already accelerated by {written_out(owner.method)}: "
                 "call remove() on that acceleration first (pipe.acceleration.remove())"
             )
     if getattr(network, "is_cache_enabled", False):

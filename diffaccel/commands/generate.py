@@ -16,8 +16,8 @@ from PIL import Image
 
 from diffaccel.commands import Answer, UsageError, check_writable, device_of, show_progress, silence_libraries
 from diffaccel.commands.env import environment
-from diffaccel.commands.method import method_of, outcome, summary, written_out
-from diffaccel.methods import Method
+from diffaccel.commands.method import method_of, outcome, summary
+from diffaccel.methods import Method, written_out
 from diffaccel.pipelines.bundled import NAMES as BUNDLED
 from diffaccel.pipelines.bundled.digits.captions import Scene
 from diffaccel.pipelines.source import call_defaults, locate, read_json

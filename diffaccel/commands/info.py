@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.commands import Answer, UsageError, check_writable, show_progress, silence_libraries
-from diffaccel.commands.method import computed_steps, method_of, written_out
+from diffaccel.commands.method import computed_steps, method_of
 from diffaccel.commands.text import render, table
-from diffaccel.methods import Method
+from diffaccel.methods import Method, written_out
 from diffaccel.pipelines.source import call_defaults, locate, read_json
 from diffaccel.report import format_bytes
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
 from diffaccel.commands import UsageError
-from diffaccel.methods import METHODS, Method, resolve
+from diffaccel.methods import METHODS, Method, resolve, written_out
 from diffaccel.plan import Plan
 from diffaccel.report import format_bytes
 
@@ -38,13 +37,6 @@ def short_name(method: Method) -> str:
     return " ".join(
         [type(method).__name__, *(f"{n}={getattr(method, name)}" for n, name in letters if hasattr(method, name))]
     )
-
-
-def written_out(method: Method) -> str:
-    """A method with all options that are set, as Python would write it."""
-    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    set_options = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
-    return f"{type(method).__name__}({set_options})"
 
 
 def computed_steps(plan: Plan) -> str:

@@ -58,6 +58,13 @@ def resolve(method: str | Method, pipeline: str, options: Mapping[str, Any]) -> 
     return dataclasses.replace(method, **options)
 
 
+def written_out(method: Method) -> str:
+    """A method with all options that are set, as Python would write it: "TaylorSeer(interval=6, order=1, ...)"."""
+    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    set_options = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+    return f"{type(method).__name__}({set_options})"
+
+
 def _check_options(name: str, kind: type[Any], options: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(kind)]
     for option in options:
