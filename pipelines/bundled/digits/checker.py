@@ -23,7 +23,7 @@ def _stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
 
 
-class DigitsChecker(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class DigitsChecker(ModelMixin, ConfigMixin):
     """Pictures [B, 3, 32, 32] in -1..1 to logits of digit [B, 10], foreground [B, 6] and background [B, 4]."""
 
     @register_to_config  # type: ignore[untyped-decorator]
