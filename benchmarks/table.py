@@ -15,6 +15,7 @@ from typing import Any
 Entry = Mapping[str, Any]
 
 LEVELS = ("sublayer", "block", "model")
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
 def interval(value: Mapping[str, float], digits: int = 1) -> str:
@@ -37,29 +38,14 @@ def rows(lines: Iterable[Iterable[str]]) -> str:
 def fidelity_table(run: Entry, batch: str, cases: Iterable[Entry]) -> str:
     """One row per accelerated case: time, fidelity, and the plain run of fewer steps that takes as long."""
     steps, batches = run["steps"], list(run["full"]["seconds"])
-    header = [
-        "setting",
-        "computed steps",
-        *(f"speed-up, batch {size}" for size in batches),
-        f"of its bound, batch {batch}",
-    ]
-    header += ["PSNR to the full run, dB", "relative L2", "exact captions"]
-    header += [f"plain steps in the same time, batch {batch}", "PSNR gain over them, dB"]
-    full = [
-        "full run",
-        f"{steps} of {steps}",
-        *("1.00x" for _ in batches),
-        "-",
-        "-",
-        "0",
-        percent(run["full"]["exact"]),
-        "-",
-        "-",
-    ]
+    header = ["setting", "computed", *(f"speed-up, batch {size}" for size in batches), "of its bound"]
+    header += ["PSNR, dB", "relative L2", "exact captions", "plain steps in its time", "gain over them, dB"]
+    full = [f"full run, {steps} steps", str(steps), *("1.00x" for _ in batches), "", "", ""]
+    full += [percent(run["full"]["exact"]), "", ""]
     lines = [header, full]
     for case in cases:
         plain = case["equal_time"].get(batch)
-        line = [setting(case), f"{case['computed']} of {steps}"]
+        line = [setting(case), str(case["computed"])]
         line += [f"{case['time'][size]['speed_up']:.2f}x" for size in batches]
         line += [percent_of(case["time"][batch]["bound_reached"]), interval(case["psnr"])]
         line += [f"{case['relative_l2']['mean']:.3f}", percent(case["exact"])]
@@ -106,34 +92,63 @@ def level_table(run: Entry, batch: str, order: int) -> str:
     return rows(lines)
 
 
+def provenance(result: Entry, run: Entry, batch: str) -> str:
+    """What the numbers of a table are and where they come from."""
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"{run['pictures']} pictures of the bundled pipeline, {run['steps']} steps, guidance "
+        f"{result['settings']['call']['true_cfg_scale']:g}; PSNR and relative L2 are to the full run from the same noise, "
+        f"with 95% intervals over pictures; the last three time columns are at batch {batch}. Time is processor time of "
+        f"denoising on one thread ({machine['cpu']}, torch {versions['torch']}, diffusers {versions['diffusers']}, "
+        f"{result['date'][:10]}). Recorded by `{result['command']}`."
+    )
+
+
+def insert(text: str, document: Path) -> None:
+    """Put a text between the two marks of a document.
+
+    Raises:
+        ValueError: the document does not have both marks, in this order.
+    """
+    before, begin, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{document} should hold {BEGIN} and then {END}, around the place of the table")
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path, help="JSON file written by taylorseer_flux.py")
     parser.add_argument("--steps", type=int, help="only the full run of so many steps")
-    parser.add_argument("--batch", default=None, help="pictures a call that was timed; the largest unless given")
+    parser.add_argument("--batch", help="pictures a call that was timed; the largest unless given")
     parser.add_argument("--family", nargs="+", default=["model"], help="levels, or 'diffusers, lite' and the like")
     parser.add_argument("--order", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--interval", type=int, nargs="+", default=[3, 4, 5, 6, 7, 8])
     parser.add_argument("--forecast", nargs="+", default=["taylor"])
     parser.add_argument("--levels", action="store_true", help="compare the levels at equal time instead")
+    parser.add_argument("--into", type=Path, help=f"document that takes the tables, between {BEGIN} and {END}")
     arguments = parser.parse_args()
     result = json.loads(arguments.result.read_text())
+    parts = []
     for run in result["runs"]:
         if arguments.steps not in (None, run["steps"]):
             continue
         batch = arguments.batch or max(run["full"]["seconds"], key=int)
-        print(f"\n{run['pictures']} pictures, {run['steps']} steps\n")
         if arguments.levels:
             for order in arguments.order:
-                print(f"Order {order}, batch {batch}:\n\n{level_table(run, batch, order)}\n")
+                title = f"{run['steps']} steps, order {order}, batch {batch}, {run['pictures']} pictures:"
+                parts += [title, level_table(run, batch, order)]
         else:
-            chosen = [
-                case
-                for case in run["cases"]
-                if all(case[key] in getattr(arguments, key) for key in ("family", "order", "interval", "forecast"))
-            ]
-            print(fidelity_table(run, batch, chosen))
+            keys = ("family", "order", "interval", "forecast")
+            cases = [case for case in run["cases"] if all(case[key] in getattr(arguments, key) for key in keys)]
+            parts += [provenance(result, run, batch), fidelity_table(run, batch, cases)]
+    text = "\n\n".join(parts)
+    if arguments.into:
+        insert(text, arguments.into)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

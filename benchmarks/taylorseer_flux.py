@@ -180,6 +180,7 @@ def main() -> None:
         "batch": arguments.batch,
         "rounds": rounds,
         "threads": 1,
+        "times": "of this network's configuration; its weights do not enter, so times are kept when only they change",
         "ratio": "processor time over that of the full run, median over rounds of the ratio in each round",
     }
     runs = [
