@@ -53,6 +53,7 @@ class Clock:
         self._context: str | None = None
         self._time: Any = None
         self._direction = 0
+        self._interrupted = False
         self._patches: list[Patch] = []
 
     def attach(self, network: nn.Module) -> None:
@@ -74,6 +75,10 @@ class Clock:
         while self._patches:
             self._patches.pop().remove()
 
+    def interrupt(self) -> None:
+        """A call failed: whatever comes next begins a run."""
+        self._interrupted = True
+
     def locate(self, time: Any) -> Moment:
         """The moment of a call that is given the timestep `time` (a number, or a tensor whose first entry counts).
 
@@ -81,7 +86,7 @@ class Clock:
             RuntimeError: the loop makes more steps than were announced.
         """
         move = self._move(time)
-        if self.run < 0 or move < 0:
+        if self.run < 0 or self._interrupted or move < 0:
             self._begin(self.steps)
         elif move > 0:
             self._next_step()
@@ -101,7 +106,7 @@ class Clock:
 
     def _begin(self, steps: int) -> None:
         self.run, self.step, self.steps = self.run + 1, 0, steps
-        self._branches, self._time, self._direction = [], None, 0
+        self._branches, self._time, self._direction, self._interrupted = [], None, 0, False
 
     def _next_step(self) -> None:
         self.step, self._branches = self.step + 1, []
@@ -143,7 +148,7 @@ class PipelineClock(Clock):
         if scheduler is not self._scheduler:
             self._watch(scheduler)
         # `set_timesteps` makes a new tensor, so a run begins clean however the last one ended.
-        if scheduler.timesteps is not self._timesteps or self.step >= self.steps:
+        if scheduler.timesteps is not self._timesteps or self.step >= self.steps or self._interrupted:
             self._timesteps = scheduler.timesteps
             self._begin(_steps_left(scheduler, time))
         elif _on_host(time) or (self._branches and self._context in (None, *self._branches)):

@@ -64,7 +64,7 @@ class Session:
         # Native hooks on the root: its `forward` is where accelerate's offloading lives.
         self._hooks = [
             self.network.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.network.register_forward_hook(self._after, always_call=True),
+            self.network.register_forward_hook(self._after),
         ]
         names = {module: name for name, module in self.network.named_modules()}
         for i, site in enumerate(self.sites):
@@ -106,7 +106,9 @@ class Session:
 
     def _before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call of the network begins: find its step and branch, decide which sites compute."""
-        self._moment = None
+        if self._moment is not None:  # the last call failed
+            self._moment = None
+            self.clock.interrupt()
         moment = self.clock.locate(self._time.of(args, kwargs))
         if moment.run != self._run:
             self._begin(moment)
@@ -141,10 +143,9 @@ class Session:
             )
 
     def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """The call of the network ends, by an exception if `output` is None."""
+        """The call of the network ends well; one that fails does not come here."""
         moment, self._moment = self._moment, None
-        if moment is None or output is None:
-            return
+        assert moment is not None
         computing = set(self._computing)
         self._stopwatch.stop("mixed" if len(computing) > 1 else "computed" if True in computing else "skipped")
         if moment.step == 0:

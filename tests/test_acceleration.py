@@ -176,6 +176,26 @@ def test_a_bare_network_in_a_loop_of_ones_own() -> None:
     assert all(torch.equal(a, b) for a, b in zip(loop(8), plain, strict=True))
 
 
+def test_a_call_that_fails_in_the_first_step_leaves_nothing_behind() -> None:
+    network = tiny.unet()
+    x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 6, 24)
+
+    def loop() -> list[Tensor]:
+        return [network(x / (1 + i), 900 - 100 * i, text)[0] for i in range(6)]
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with accelerate(network, TaylorSeer(interval=3, warmup=1), steps=6):
+        expected = loop()
+        # Fails after every site has computed, at the very timestep at which the next loop starts.
+        handle = network.conv_out.register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            network(torch.randn(1, 4, 8, 8), 900, text)
+        handle.remove()
+        assert all(torch.equal(a, b) for a, b in zip(loop(), expected, strict=True))
+
+
 def test_more_steps_than_announced_is_an_error() -> None:
     network = tiny.unet()
     inputs = torch.randn(1, 4, 8, 8), torch.randn(1, 6, 24)
