@@ -95,12 +95,13 @@ def level_table(run: Entry, batch: str, order: int) -> str:
 def provenance(result: Entry, run: Entry, batch: str) -> str:
     """What the numbers of a table are and where they come from."""
     machine, versions = result["machine"], result["versions"]
+    guidance = result["settings"]["call"]["true_cfg_scale"]
     return (
-        f"{run['pictures']} pictures of the bundled pipeline, {run['steps']} steps, guidance "
-        f"{result['settings']['call']['true_cfg_scale']:g}; PSNR and relative L2 are to the full run from the same noise, "
-        f"with 95% intervals over pictures; the last three time columns are at batch {batch}. Time is processor time of "
-        f"denoising on one thread ({machine['cpu']}, torch {versions['torch']}, diffusers {versions['diffusers']}, "
-        f"{result['date'][:10]}). Recorded by `{result['command']}`."
+        f"{run['pictures']} pictures of the bundled pipeline, {run['steps']} steps, guidance {guidance:g}. PSNR and relative "
+        f"L2 are to the full run from the same noise, with 95% intervals over pictures; bound and comparison with plain steps "
+        f"are at batch {batch}. Time is processor time of denoising on one thread ({machine['cpu']}, torch "
+        f"{versions['torch']}, diffusers {versions['diffusers']}, {result['date'][:10]}). Recorded by "
+        f"`{result['command']}`."
     )
 
 
