@@ -97,10 +97,10 @@ def provenance(result: Entry, run: Entry, batch: str) -> str:
     machine, versions = result["machine"], result["versions"]
     guidance = result["settings"]["call"]["true_cfg_scale"]
     return (
-        f"{run['pictures']} pictures of the bundled pipeline, {run['steps']} steps, guidance {guidance:g}. PSNR and relative "
-        f"L2 are to the full run from the same noise, with 95% intervals over pictures; bound and comparison with plain steps "
-        f"are at batch {batch}. Time is processor time of denoising on one thread ({machine['cpu']}, torch "
-        f"{versions['torch']}, diffusers {versions['diffusers']}, {result['date'][:10]}). Recorded by "
+        f"{run['pictures']} pictures of the bundled pipeline, {run['steps']} steps, guidance {guidance:g}. PSNR and "
+        "relative L2 are to the full run from the same noise, with 95% intervals over pictures; bound and comparison "
+        f"with plain steps are at batch {batch}. Time is processor time of denoising on one thread ({machine['cpu']}, "
+        f"torch {versions['torch']}, diffusers {versions['diffusers']}, {result['date'][:10]}). Recorded by "
         f"`{result['command']}`."
     )
 
