@@ -91,11 +91,14 @@ def checker() -> DigitsChecker:
 def prompts(split: Literal["train", "held-out"] = "held-out") -> list[str]:
     """All captions the bundled pipelines were trained on, or all that were held out from training.
 
+    They are shuffled, always in the same way, and captions of one and of two digits come in turn, so that any first few
+    hold both kinds in equal parts; there are 96 such in the held-out split, then pairs only.
+
     Raises:
         ValueError: the split has another name.
     """
-    from diffaccel.pipelines.bundled.digits.captions import scenes
+    from diffaccel.pipelines.bundled.digits.captions import mixed_scenes
 
     if split not in ("train", "held-out"):
         raise ValueError(f"split must be 'train' or 'held-out', got {split!r}")
-    return [scene.caption for scene in scenes(split)]
+    return [scene.caption for scene in mixed_scenes(split)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,18 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffaccel.pipelines.bundled.digits.captions import BACKGROUNDS, DIGITS, FOREGROUNDS, Scene, scenes
-from diffaccel.pipelines.bundled.digits.data import SIZE, Renderer, glyphs, paint, palette, scene_table
+from diffaccel.pipelines.bundled.digits.captions import BACKGROUNDS, DIGITS, FOREGROUNDS, LAYOUTS, SLOTS, Scene, scenes
+from diffaccel.pipelines.bundled.digits.data import (
+    SIZE,
+    Renderer,
+    glyphs,
+    paint,
+    scene_table,
+    slot_centres,
+)
+
+HEADS = (len(LAYOUTS), len(DIGITS), len(FOREGROUNDS), len(DIGITS), len(FOREGROUNDS), len(BACKGROUNDS))
+"""Choices of each number in ``Scene.indices``."""
 
 
 def _stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
@@ -24,10 +35,10 @@ def _stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
 
 
 class DigitsChecker(ModelMixin, ConfigMixin):
-    """Pictures [B, 3, 32, 32] in -1..1 to logits of digit [B, 10], foreground [B, 6] and background [B, 4]."""
+    """Pictures [B, 3, 32, 32] in -1..1 to logits of layout, both digits and colours, and background."""
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, width: int = 32, features: int = 128) -> None:
+    def __init__(self, width: int = 32, features: int = 192) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
             _stage(3, width, 2),
@@ -39,19 +50,17 @@ class DigitsChecker(ModelMixin, ConfigMixin):
             nn.Linear(4 * width * (SIZE // 8) ** 2, features),
             nn.BatchNorm1d(features),
         )
-        sizes = (len(DIGITS), len(FOREGROUNDS), len(BACKGROUNDS))
-        self.heads = nn.ModuleList(nn.Linear(features, size) for size in sizes)
+        self.heads = nn.ModuleList(nn.Linear(features, size) for size in HEADS)
 
     def features(self, images: Tensor) -> Tensor:
-        """Features [B, 128] before the heads, for distances between sets of pictures."""
+        """Features [B, 192] before the heads, for distances between sets of pictures."""
         result: Tensor = self.trunk(images)
         return result
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of digit, foreground and background."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits of the numbers in ``Scene.indices``; those of a second item mean nothing for a single one."""
         features = F.relu(self.features(images))
-        digit, foreground, background = (head(features) for head in self.heads)
-        return digit, foreground, background
+        return tuple(head(features) for head in self.heads)
 
     @torch.no_grad()
     def scenes(self, images: Any) -> list[Scene]:
@@ -89,14 +98,20 @@ def as_tensor(images: Any) -> Tensor:
     return batch
 
 
-def _warp(ink: Tensor) -> Tensor:
-    """Random turn (7 degrees), size (24..31 px), shear and shift (2 px) of handwriting [B, 8, 8] on a canvas."""
+def _warp(ink: Tensor, slots: Tensor) -> Tensor:
+    """Handwriting [B, 8, 8] in these slots [B], on canvases [B, 32, 32].
+
+    Random turn (7 degrees), shear, size (24..31 px alone, 13.5..17 px in a pair) and shift (2 px, 1.2 px in a pair).
+    """
     n = len(ink)
-    angle, shear = 0.12 * torch.randn(n), 0.1 * torch.randn(n)
-    zoom = SIZE / (24 + 7 * torch.rand(n))
-    shift = (torch.rand(n, 2) - 0.5) * 8 / SIZE
+    alone = slots == SLOTS.index("whole")
+    size = torch.where(alone, 24 + 7 * torch.rand(n), 13.5 + 3.5 * torch.rand(n))
+    shift = (2 * torch.rand(n, 2) - 1) * torch.where(alone, 2.0, 1.2)[:, None]
+    angle, shear, zoom = 0.12 * torch.randn(n), 0.1 * torch.randn(n), SIZE / size
     rows = [zoom * angle.cos(), zoom * (shear - angle.sin()), zoom * angle.sin(), zoom * angle.cos()]
-    matrix = torch.cat([torch.stack(rows, 1).view(n, 2, 2), shift[:, :, None]], dim=2)
+    turn = torch.stack(rows, 1).view(n, 2, 2)
+    centre = (slot_centres()[slots] + shift) / (SIZE / 2) - 1
+    matrix = torch.cat([turn, -turn @ centre[:, :, None]], dim=2)
     grid = F.affine_grid(matrix, [n, 1, SIZE, SIZE], align_corners=False)
     return F.grid_sample(ink[:, None], grid, mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
 
@@ -109,32 +124,31 @@ def _blemish(images: Tensor) -> Tensor:
     return images + 0.08 * torch.rand(n, 1, 1, 1) * torch.randn_like(images)
 
 
-def train_checker(output: Path, seconds: float = 120, batch: int = 128, seed: int = 0) -> DigitsChecker:
+def train_checker(output: Path, seconds: float = 240, batch: int = 128, seed: int = 0) -> DigitsChecker:
     """Train on the training handwriting for so many seconds and save to ``output``.
 
-    A third of each batch is painted in arbitrary colours and judged by its digit alone, which keeps shape and colour
-    apart.
+    A third of each batch is painted in arbitrary colours and judged by layout and digits alone, which keeps shape and
+    colour apart. A third of the pictures holds a single item.
     """
     torch.manual_seed(seed)
     model: DigitsChecker = DigitsChecker()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
-    ink, labels = glyphs("train")
-    table = scene_table(scenes())
-    foregrounds, backgrounds = palette(FOREGROUNDS), palette(BACKGROUNDS)
+    render = Renderer("train", seed=None)
+    ink = glyphs("train")[0][glyphs("train")[1].argsort(stable=True)]
     start, bar = time.monotonic(), tqdm(desc="checker", unit="it")
     while (progress := (time.monotonic() - start) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, 10 * progress + 0.05, 1.4 * (1 - progress) + 1e-3)
-        rows = torch.randint(len(ink), (batch,))
-        _, front, back = table[torch.randint(len(table), (batch,))].unbind(1)
+        indices = torch.stack([torch.randint(choices, (batch,)) for choices in HEADS], dim=1)
+        present, slots = render.present[indices[:, 0]], render.slots[indices[:, 0]]
+        canvases = _warp(ink[render.handwriting(indices)].flatten(0, 1), slots.flatten()).view(batch, 2, SIZE, SIZE)
         odd = torch.arange(batch) < batch // 3
-        front_rgb = torch.where(odd[:, None], torch.rand(batch, 3) * 2 - 1, foregrounds[front])
-        back_rgb = torch.where(odd[:, None], torch.rand(batch, 3) * 2 - 1, backgrounds[back])
-        images = _blemish(paint(_warp(ink[rows]), front_rgb, back_rgb))
-        digit, foreground, background = model(images)
-        loss = F.cross_entropy(digit, labels[rows], label_smoothing=0.05)
-        loss = loss + F.cross_entropy(foreground[~odd], front[~odd]) + F.cross_entropy(background[~odd], back[~odd])
+        front, back = render.colours(indices)
+        front = torch.where(odd[:, None, None], torch.rand_like(front) * 2 - 1, front)
+        back = torch.where(odd[:, None], torch.rand_like(back) * 2 - 1, back)
+        logits = model(_blemish(paint(canvases * present[:, :, None, None], front, back)))
+        loss = _reading_loss(logits, indices, present[:, 1], odd)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -146,19 +160,34 @@ def train_checker(output: Path, seconds: float = 120, batch: int = 128, seed: in
     return model
 
 
+def _reading_loss(logits: tuple[Tensor, ...], indices: Tensor, pair: Tensor, odd: Tensor) -> Tensor:
+    """Cross-entropy of all numbers that a picture shows: of second items in pairs only, of colours unless ``odd``."""
+    everywhere = torch.ones_like(pair)
+    shown = (everywhere, everywhere, ~odd, pair, pair & ~odd, ~odd)
+    smoothing = (0.0, 0.05, 0.0, 0.05, 0.0, 0.0)
+    losses = [
+        F.cross_entropy(logits[k][shown[k]], indices[shown[k], k], label_smoothing=smoothing[k]) for k in range(6)
+    ]
+    return torch.stack(losses).sum()
+
+
 def accuracy(model: DigitsChecker, images: Tensor, expected: list[Scene]) -> dict[str, float]:
-    """Share of pictures read exactly right, and right in the digit and in both colours."""
-    read = model.scenes(images)
-    pairs = list(zip(read, expected, strict=True))
+    """Share of pictures read exactly right, and right in the layout, in all digits and in all colours."""
+    pairs = list(zip(model.scenes(images), expected, strict=True))
+
+    def share(part: Callable[[Scene], object]) -> float:
+        return sum(part(a) == part(b) for a, b in pairs) / len(pairs)
+
     return {
-        "exact": sum(a == b for a, b in pairs) / len(pairs),
-        "digit": sum(a.digit == b.digit for a, b in pairs) / len(pairs),
-        "colour": sum(a.indices[1:] == b.indices[1:] for a, b in pairs) / len(pairs),
+        "exact": share(lambda scene: scene),
+        "layout": share(lambda scene: scene.layout),
+        "digit": share(lambda scene: [item.digit for item in scene.items]),
+        "colour": share(lambda scene: ([item.colour for item in scene.items], scene.background)),
     }
 
 
-def held_out_renders(count: int, seed: int = 1) -> tuple[Tensor, list[Scene]]:
-    """Pictures of held-out handwriting in all scenes, for judging the checker and the VAE."""
-    every = scenes()
+def held_out_renders(count: int, seed: int = 1, items: Literal[1, 2] | None = None) -> tuple[Tensor, list[Scene]]:
+    """Pictures of held-out handwriting in all scenes, for judging the checker and the VAE: half of them pairs."""
+    every = scenes(items=items)
     images, rows = Renderer("held-out", seed).batch(scene_table(every), count)
     return images, [every[row] for row in rows.tolist()]

@@ -6,14 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffaccel.pipelines.bundled.digits.captions import BACKGROUNDS, DIGITS, FOREGROUNDS, Scene, Split
+from diffaccel.pipelines.bundled.digits.captions import (
+    BACKGROUNDS,
+    DIGITS,
+    FOREGROUNDS,
+    LAYOUTS,
+    SLOTS,
+    Scene,
+    Split,
+)
 
 SIZE = 32
 """Side of a picture in pixels."""
-GLYPH = 28
-"""Side of the enlarged handwriting in pixels."""
-JITTER = 1
-"""Largest shift of the handwriting from the centre, in pixels."""
+GLYPH, GLYPH_OF_PAIR = 28, 15
+"""Side of the enlarged handwriting in pixels, alone and in a pair."""
+PLACES: dict[str, list[tuple[int, int]]] = {
+    "whole": [(x, y) for x in (1, 2, 3) for y in (1, 2, 3)],
+    "left": [(0, y) for y in (7, 8, 9)],
+    "right": [(SIZE - GLYPH_OF_PAIR, y) for y in (7, 8, 9)],
+    "top": [(x, 0) for x in (7, 8, 9)],
+    "bottom": [(x, SIZE - GLYPH_OF_PAIR) for x in (7, 8, 9)],
+}
+"""Left upper corners, in pixels, at which handwriting in each slot is drawn."""
 
 
 def glyphs(split: Split) -> tuple[Tensor, Tensor]:
@@ -34,14 +48,13 @@ def glyphs(split: Split) -> tuple[Tensor, Tensor]:
     return ink, torch.tensor(labels[chosen])
 
 
-def place(ink: Tensor, dx: int = 0, dy: int = 0, size: int = GLYPH) -> Tensor:
-    """Enlarge ink [N, 8, 8] to ``size`` pixels and put it on an empty canvas [N, 32, 32], shifted by (dx, dy)."""
-    margin = (SIZE - size) // 2
-    if max(abs(dx), abs(dy)) > margin:
-        raise ValueError(f"a shift of ({dx}, {dy}) moves {size} px handwriting out of the {SIZE} px picture")
+def place(ink: Tensor, left: int, top: int, size: int) -> Tensor:
+    """Enlarge ink [N, 8, 8] to ``size`` pixels and put it on an empty canvas [N, 32, 32] at this left upper corner."""
+    right, bottom = SIZE - size - left, SIZE - size - top
+    if min(left, top, right, bottom) < 0:
+        raise ValueError(f"{size} px handwriting at ({left}, {top}) leaves the {SIZE} px picture")
     large = F.interpolate(ink[:, None], size=(size, size), mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
-    left, top = margin + dx, margin + dy
-    return F.pad(large, (left, SIZE - size - left, top, SIZE - size - top))
+    return F.pad(large, (left, right, top, bottom))
 
 
 def palette(colours: dict[str, tuple[int, int, int]]) -> Tensor:
@@ -49,51 +62,96 @@ def palette(colours: dict[str, tuple[int, int, int]]) -> Tensor:
     return torch.tensor(list(colours.values()), dtype=torch.float32) / 127.5 - 1
 
 
-def paint(canvas: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
-    """Ink [B, 32, 32] in 0..1 and two colours [B, 3] in -1..1 to pictures [B, 3, 32, 32] in -1..1."""
-    ink = canvas[:, None]
-    return ink * foreground[:, :, None, None] + (1 - ink) * background[:, :, None, None]
+def paint(canvases: Tensor, foregrounds: Tensor, background: Tensor) -> Tensor:
+    """Items painted one after another on a background.
+
+    Args:
+        canvases: ink of K items [B, K, 32, 32] in 0..1; all zeros where there is no item.
+        foregrounds: their colours [B, K, 3] in -1..1.
+        background: colours [B, 3] in -1..1.
+
+    Returns:
+        Pictures [B, 3, 32, 32] in -1..1.
+    """
+    images = background[:, :, None, None].expand(-1, -1, *canvases.shape[2:])
+    for ink, colour in zip(canvases.unbind(1), foregrounds.unbind(1), strict=True):
+        images = torch.lerp(images, colour[:, :, None, None].expand_as(images), ink[:, None].expand_as(images))
+    return images
+
+
+def slot_table() -> tuple[Tensor, Tensor]:
+    """Slots of both items of each layout [3, 2], as positions in ``SLOTS``, and whether there is an item [3, 2]."""
+    rows = [[SLOTS.index(slot) for slot in slots] for slots in LAYOUTS.values()]
+    present = [[True, len(row) == 2] for row in rows]
+    return torch.tensor([[row[0], row[-1]] for row in rows]), torch.tensor(present)
+
+
+def slot_centres() -> Tensor:
+    """The middle of each slot's places [5, 2], in pixels (x, y)."""
+    sizes = [GLYPH if slot == "whole" else GLYPH_OF_PAIR for slot in SLOTS]
+    middles = [torch.tensor(PLACES[slot], dtype=torch.float32).mean(0) for slot in SLOTS]
+    return torch.stack([middle + size / 2 for middle, size in zip(middles, sizes, strict=True)])
 
 
 class Renderer:
-    """Draws random pictures of given scenes from one split's handwriting; canvases of all shifts are kept ready.
+    """Draws random pictures of given scenes from one split's handwriting; canvases of all places are kept ready.
 
     With ``seed=None`` torch's global generator decides, whose state a checkpoint can hold.
     """
 
     def __init__(self, split: Split, seed: int | None = 0) -> None:
         ink, labels = glyphs(split)
-        order = labels.argsort(stable=True)
-        shifts = range(-JITTER, JITTER + 1)
-        self.canvases = torch.stack([place(ink[order], dx, dy) for dx in shifts for dy in shifts], dim=1)
+        ink = ink[labels.argsort(stable=True)]
+        sizes = {slot: GLYPH if slot == "whole" else GLYPH_OF_PAIR for slot in SLOTS}
+        drawn = [place(ink, left, top, sizes[slot]) for slot in SLOTS for left, top in PLACES[slot]]
+        self.canvases = torch.stack(drawn, dim=1)
+        self.places = torch.tensor([len(PLACES[slot]) for slot in SLOTS])
         self.counts = torch.tensor([int((labels == digit).sum()) for digit in DIGITS])
         self.starts = self.counts.cumsum(0) - self.counts
+        self.slots, self.present = slot_table()
         self.foregrounds, self.backgrounds = palette(FOREGROUNDS), palette(BACKGROUNDS)
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __call__(self, indices: Tensor) -> Tensor:
-        """Pictures [B, 3, 32, 32] in -1..1 of the scenes with these indices [B, 3] (digit, foreground, background)."""
-        digit, foreground, background = indices.unbind(1)
-        canvas = self.canvases.flatten(0, 1)[self.pick(digit)]
-        return paint(canvas, self.foregrounds[foreground], self.backgrounds[background])
+        """Pictures [B, 3, 32, 32] in -1..1 of the scenes with these indices [B, 6] (see ``Scene.indices``)."""
+        canvases = self.canvases.flatten(0, 1)[self.pick(indices)]
+        canvases = canvases * self.present[indices[:, 0], :, None, None]
+        return paint(canvases, *self.colours(indices))
 
-    def pick(self, digit: Tensor) -> Tensor:
-        """A random handwriting and shift of each digit [B], as positions in the flattened ``canvases``."""
-        draw = torch.rand(len(digit), generator=self.generator)
-        which = self.starts[digit] + (draw * self.counts[digit]).long()
-        shifts = self.canvases.shape[1]
-        return which * shifts + torch.randint(shifts, (len(digit),), generator=self.generator)
+    def colours(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Foregrounds [B, 2, 3] and background [B, 3] of scenes."""
+        return self.foregrounds[indices[:, (2, 4)]], self.backgrounds[indices[:, 5]]
+
+    def handwriting(self, indices: Tensor) -> Tensor:
+        """A random handwriting of both items' digits, as rows [B, 2] of the handwriting ordered by digit."""
+        digits = indices[:, (1, 3)]
+        draw = torch.rand(digits.shape, generator=self.generator)
+        return self.starts[digits] + (draw * self.counts[digits]).long()
+
+    def pick(self, indices: Tensor) -> Tensor:
+        """A random handwriting and place for both items, as positions [B, 2] in the flattened ``canvases``."""
+        slots, before = self.slots[indices[:, 0]], self.places.cumsum(0) - self.places
+        where = torch.rand(slots.shape, generator=self.generator) * self.places[slots]
+        return self.handwriting(indices) * self.canvases.shape[1] + before[slots] + where.long()
 
     def draw(self, scenes: list[Scene]) -> Tensor:
         """One picture of each scene, [B, 3, 32, 32] in -1..1."""
-        return self(torch.tensor([scene.indices for scene in scenes]))
+        return self(scene_table(scenes))
+
+    def rows(self, table: Tensor, size: int) -> Tensor:
+        """Random rows [B] of a table of scenes, single items and pairs equally often if it holds both."""
+        single = int((table[:, 0] == 0).sum())
+        if single in (0, len(table)):
+            return torch.randint(len(table), (size,), generator=self.generator)
+        coin, draw = torch.rand(2, size, generator=self.generator)
+        return torch.where(coin < 0.5, draw * single, single + draw * (len(table) - single)).long()
 
     def batch(self, table: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Random pictures of scenes drawn from a table [N, 3] of indices, and the rows drawn [B]."""
-        rows = torch.randint(len(table), (size,), generator=self.generator)
+        """Random pictures of scenes drawn from a table [N, 6] of indices, and the rows drawn [B]."""
+        rows = self.rows(table, size)
         return self(table[rows]), rows
 
 
 def scene_table(chosen: list[Scene]) -> Tensor:
-    """Indices of scenes as a table [N, 3]."""
+    """Indices of scenes as a table [N, 6]; for :meth:`Renderer.rows` single items come first."""
     return torch.tensor([scene.indices for scene in chosen])

@@ -16,8 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffaccel.pipelines.bundled.digits.captions import BACKGROUNDS, FOREGROUNDS
-from diffaccel.pipelines.bundled.digits.data import Renderer, palette
+from diffaccel.pipelines.bundled.digits.data import Renderer
 from diffaccel.pipelines.bundled.digits.vae import latents_of
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -40,7 +39,7 @@ class Recipe:
         seed: of initialisation, data and noise.
     """
 
-    minutes: float = 26
+    minutes: float = 31
     batch: int = 64
     muon: float = 8e-3
     adamw: float = 2e-3
@@ -75,15 +74,18 @@ class LatentRenderer:
         ones = torch.eye(3)[:, :, None, None].expand(3, 3, *canvases.shape[1:])
         self.plain = (latents_of(vae, ones.contiguous()) - zero).flatten(1)
         self.offset, self.shape = zero.flatten(1), zero.shape[1:]
-        self.foregrounds, self.backgrounds = palette(FOREGROUNDS), palette(BACKGROUNDS)
 
     def batch(self, table: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Latents [B, C, 8, 8] of random pictures of scenes drawn from a table [N, 3], and the rows drawn [B]."""
-        rows = torch.randint(len(table), (size,), generator=self.render.generator)
-        digit, foreground, background = table[rows].unbind(1)
-        picked = self.render.pick(digit)
-        front, back = self.foregrounds[foreground], self.backgrounds[background]
-        ink = torch.einsum("bc,bcd->bd", front - back, self.ink[picked])
+        """Latents [B, C, 8, 8] of random pictures of scenes drawn from a table [N, 6], and the rows drawn [B].
+
+        Two items do not overlap, so their inks add.
+        """
+        rows = self.render.rows(table, size)
+        indices = table[rows]
+        picked, present = self.render.pick(indices), self.render.present[indices[:, 0]]
+        front, back = self.render.colours(indices)
+        weights = (front - back[:, None]) * present[:, :, None]
+        ink = torch.einsum("bkc,bkcd->bd", weights, self.ink[picked])
         return (ink + back @ self.plain + self.offset).view(size, *self.shape), rows
 
 
@@ -166,7 +168,7 @@ class Trainer:
         empty: int,
         judge: Callable[[], dict[str, float]],
         save_every: float = 180,
-        judge_every: float = 480,
+        judge_every: float = 360,
     ) -> None:
         """Train until the recipe's minutes are over, counting the minutes before a resume.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffaccel.pipelines import bundled
-from diffaccel.pipelines.bundled.digits.captions import Scene, scenes
+from diffaccel.pipelines.bundled.digits.captions import Scene, mixed_scenes
 from diffaccel.pipelines.bundled.digits.checker import DigitsChecker, accuracy, held_out_renders
 from diffaccel.pipelines.bundled.digits.data import Renderer
 from diffaccel.pipelines.bundled.digits.flux import generate
@@ -31,6 +31,10 @@ SETTINGS = (
     ("train", 28, 2.5),
 )
 """What is measured of the generator: prompts, steps, guidance."""
+SCENES = 48
+"""Scenes of each kind that are generated."""
+KINDS = {"one digit": 1, "two digits": 2}
+RATES = ("exact", "layout", "digit", "colour")
 MARK = "<!-- gates -->"
 
 Row = dict[str, float | str]
@@ -54,32 +58,47 @@ def diversity(images: Tensor, expected: list[Scene], seed: int = 2) -> float:
 
 def measure_reading(checker: DigitsChecker, pipeline: FluxPipeline, count: int, seed: int = 1) -> list[Row]:
     """The checker on held-out handwriting, before and after the VAE."""
-    images, expected = held_out_renders(count, seed)
-    decoded = reconstruct(pipeline.vae, images)
-    named = {
-        f"checker, renders of held-out handwriting (seed {seed})": images,
-        f"checker, the same after the VAE ({psnr(decoded, images):.1f} dB)": decoded,
-    }
-    return [{"what": what, "n": count, **accuracy(checker, shown, expected)} for what, shown in named.items()]
+    rows: list[Row] = []
+    for kind, items in KINDS.items():
+        images, expected = held_out_renders(count, seed, items)  # type: ignore[arg-type]
+        decoded = reconstruct(pipeline.vae, images)
+        named = {
+            "checker, renders of held-out handwriting": images,
+            f"checker, the same after the VAE ({psnr(decoded, images):.1f} dB)": decoded,
+        }
+        for what, shown in named.items():
+            what = f"{what}, {kind} (seed {seed})"
+            rows.append({"what": what, "n": count, **accuracy(checker, shown, expected)})
+    return rows
 
 
 def measure_generator(checker: DigitsChecker, pipeline: FluxPipeline, repeats: int, seed: int = 0) -> list[Row]:
-    """Exact captions, digits and colours of generated pictures, and their diversity, in all ``SETTINGS``."""
+    """Exact captions and their parts in generated pictures, and diversity, in all ``SETTINGS``.
+
+    Pictures of both kinds come in equal numbers, so the row of both is the mean of the kinds.
+    """
     rows: list[Row] = []
     for split, steps, guidance in tqdm(SETTINGS, desc="settings"):
-        expected = scenes("held-out" if split == "held-out" else "train") * (repeats if split == "held-out" else 2)
-        images = generate(pipeline, [scene.caption for scene in expected], steps, guidance, seed)
-        what = f"generator, {split} prompts, {steps} steps, guidance {guidance:g} (seed {seed})"
-        rates = accuracy(checker, images, expected)
-        rows.append({"what": what, "n": len(expected), **rates, "diversity": diversity(images, expected)})
+        kinds: list[Row] = []
+        chosen = mixed_scenes("held-out" if split == "held-out" else "train")
+        for kind, items in KINDS.items():
+            expected = [scene for scene in chosen if len(scene.items) == items][:SCENES] * repeats
+            images = generate(pipeline, [scene.caption for scene in expected], steps, guidance, seed)
+            what = f"generator, {split} prompts, {steps} steps, guidance {guidance:g}"
+            rates = accuracy(checker, images, expected) | {"diversity": diversity(images, expected)}
+            kinds.append({"what": f"{what}, {kind} (seed {seed})", "n": len(expected), **rates})
+        both: Row = {"what": f"{what}, both kinds (seed {seed})", "n": sum(int(row["n"]) for row in kinds)}
+        both |= {key: sum(float(row[key]) for row in kinds) / len(kinds) for key in RATES}
+        rows += [both, *kinds]
     return rows
 
 
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| measured | n | exact | digit | both colours | diversity |", "|---|---|---|---|---|---|"]
+    columns = (*RATES, "diversity")
+    lines = ["| measured | n | exact | layout | all digits | all colours | diversity |", "|---" * 7 + "|"]
     for row in rows:
-        numbers = [f"{row[key]:.3f}" if key in row else "-" for key in ("exact", "digit", "colour", "diversity")]
+        numbers = [f"{row[key]:.3f}" if key in row else "-" for key in columns]
         lines.append(f"| {row['what']} | {row['n']} | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
@@ -99,8 +118,8 @@ def write_card(card: Path, text: str) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=4000, help="rendered pictures for checker and VAE")
-    parser.add_argument("--repeats", type=int, default=8, help="pictures of each held-out prompt")
+    parser.add_argument("--pictures", type=int, default=4000, help="rendered pictures of each kind for checker and VAE")
+    parser.add_argument("--repeats", type=int, default=4, help="pictures of each prompt")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

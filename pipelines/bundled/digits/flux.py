@@ -38,7 +38,7 @@ class TextParts:
 
     @torch.no_grad()
     def embed(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """CLIP's pooled output [N, 64] and T5's tokens [N, 8, 64]."""
+        """CLIP's pooled output [N, 64] and T5's tokens [N, 13, 64]."""
         pooled = clip_output(self.text_encoder, token_ids(self.tokenizer, captions, CLIP_LENGTH))
         tokens = t5_output(self.text_encoder_2, token_ids(self.tokenizer_2, captions, T5_LENGTH))
         return pooled, tokens

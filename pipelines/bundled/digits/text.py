@@ -1,13 +1,16 @@
 """Text encoders, CLIP and T5: pre-trained until their outputs carry the captions' attributes, then frozen.
 
-Both are taught a code book: orthogonal unit vectors, one per digit, colour and for the empty prompt. A caption's code
-is the sum of its three vectors, scaled to the norm a layer normalisation gives. Digit and colours are then equally
-loud, which matters to the denoiser: left to itself, an encoder gives colours and digits whatever strength it likes.
+Both are taught a code book of orthogonal unit vectors. A caption's code is the sum of the vectors of its background,
+its slots, and each item's digit and colour (vectors that differ between the first and the second item), scaled to the
+norm a layer normalisation gives. Digits and colours are then equally loud, which matters to the denoiser: left to
+itself, an encoder gives them whatever strength it likes. A word that names a digit or colour adds a vector both items
+share, and its slot's.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,46 +26,83 @@ from transformers import (
     T5Tokenizer,
 )
 
-from diffaccel.pipelines.bundled.digits.captions import BACKGROUNDS, DIGITS, EMPTY, FOREGROUNDS, Scene, scenes
+from diffaccel.pipelines.bundled.digits.captions import (
+    BACKGROUNDS,
+    DIGITS,
+    EMPTY,
+    FOREGROUNDS,
+    SLOTS,
+    Scene,
+    mixed_scenes,
+    scenes,
+)
 from diffaccel.pipelines.bundled.digits.tokenizers import CLIP_LENGTH, T5_LENGTH, clip_tokenizer, t5_tokenizer
 
 WIDTH = 64
 """Width of both encoders."""
+EMPTY_ROWS = 8
+"""How often the empty prompt is in a batch of the encoders' training."""
 
 
-def code_book(seed: int = 0) -> Tensor:
-    """Orthonormal vectors [21, 64], each with mean zero: 10 digits, 6 foregrounds, 4 backgrounds, the empty prompt."""
-    count = len(DIGITS) + len(FOREGROUNDS) + len(BACKGROUNDS) + 1
-    vectors = torch.randn(WIDTH, count, generator=torch.Generator().manual_seed(seed))
+_SIZES = {
+    "digit": len(DIGITS),
+    "colour": len(FOREGROUNDS),
+    "background": len(BACKGROUNDS),
+    "slot": len(SLOTS),
+    "first digit": len(DIGITS),
+    "first colour": len(FOREGROUNDS),
+    "second digit": len(DIGITS),
+    "second colour": len(FOREGROUNDS),
+    "empty": 1,
+}
+
+
+def code_book(seed: int = 0) -> dict[str, Tensor]:
+    """Orthonormal vectors of width 64, each with mean zero, by kind: 58 in all."""
+    vectors = torch.randn(WIDTH, sum(_SIZES.values()), generator=torch.Generator().manual_seed(seed))
     basis, _ = torch.linalg.qr(torch.cat([torch.ones(WIDTH, 1), vectors], dim=1))
-    book: Tensor = basis[:, 1:].T.contiguous()
-    return book
-
-
-def _rows(caption: str) -> list[int]:
-    """Rows of the code book a caption speaks of."""
-    if caption == EMPTY:
-        return [-1]
-    digit, foreground, background = Scene.parse(caption).indices
-    return [digit, len(DIGITS) + foreground, len(DIGITS) + len(FOREGROUNDS) + background]
+    parts = basis[:, 1:].T.contiguous().split(list(_SIZES.values()))
+    return dict(zip(_SIZES, parts, strict=True))
 
 
 def _normalised(codes: Tensor) -> Tensor:
     return math.sqrt(WIDTH) * F.normalize(codes, dim=-1)
 
 
-def caption_codes(captions: list[str], book: Tensor) -> Tensor:
+def _caption_code(caption: str, book: dict[str, Tensor]) -> Tensor:
+    if caption == EMPTY:
+        return book["empty"][0]
+    scene = Scene.parse(caption)
+    parts = [book["background"][scene.indices[5]]]
+    for turn, item, slot in zip(("first", "second"), scene.items, scene.slots, strict=False):
+        digit, colour = item.indices
+        parts += [book[f"{turn} digit"][digit], book[f"{turn} colour"][colour], book["slot"][SLOTS.index(slot)]]
+    return torch.stack(parts).sum(0)
+
+
+def caption_codes(captions: list[str], book: dict[str, Tensor]) -> Tensor:
     """What CLIP's pooled output should be, [N, 64]: the caption's vectors in equal parts."""
-    return _normalised(torch.stack([book[_rows(caption)].sum(0) for caption in captions]))
+    return _normalised(torch.stack([_caption_code(caption, book) for caption in captions]))
 
 
-def token_codes(captions: list[str], book: Tensor) -> Tensor:
-    """What T5's output should be, [N, 8, 64]: the caption's vectors, a word's own attribute three times as strong."""
-    codes = torch.stack([book[_rows(caption)].sum(0) for caption in captions])[:, None].repeat(1, T5_LENGTH, 1)
+def token_codes(captions: list[str], book: dict[str, Tensor]) -> Tensor:
+    """What T5's output should be, [N, 13, 64]: the caption's code, and twice as loud what the word itself says.
+
+    The words of an item say a digit or colour and the slot it is in; the background's colour speaks for itself.
+    """
+    codes = torch.stack([_caption_code(caption, book) for caption in captions])
+    codes = F.normalize(codes, dim=-1)[:, None].repeat(1, T5_LENGTH, 1)
     for row, caption in enumerate(captions):
-        if caption != EMPTY:
-            for place, attribute in zip((2, 1, 5), _rows(caption), strict=True):
-                codes[row, place] += 2 * book[attribute]
+        if caption == EMPTY:
+            continue
+        scene, words = Scene.parse(caption), caption.split()
+        numbers = [place for place, word in enumerate(words) if word.isdigit()]
+        for place, item, slot in zip(numbers, scene.items, scene.slots, strict=True):
+            digit, colour = item.indices
+            where = book["slot"][SLOTS.index(slot)]
+            codes[row, place] += math.sqrt(2) * (book["digit"][digit] + where)
+            codes[row, place - 1] += math.sqrt(2) * (book["colour"][colour] + where)
+        codes[row, len(words) - 2] += 2 * book["background"][scene.indices[5]]
     return _normalised(codes)
 
 
@@ -117,18 +157,28 @@ def clip_output(model: CLIPTextModel, ids: Tensor) -> Tensor:
 
 
 def t5_output(model: T5EncoderModel, ids: Tensor) -> Tensor:
-    """T5's token outputs [N, 8, 64]; like the pipelines, without an attention mask."""
+    """T5's token outputs [N, 13, 64]; like the pipelines, without an attention mask."""
     tokens: Tensor = model(ids)[0]
     return tokens
 
 
-def _teach(model: nn.Module, output: object, ids: Tensor, codes: Tensor, steps: int, name: str) -> None:
-    assert callable(output)
+def _teach(
+    model: nn.Module,
+    output: Callable[..., Tensor],
+    ids: Tensor,
+    codes: Tensor,
+    steps: int,
+    name: str,
+    batch: int = 256,
+) -> None:
+    """Regress the model's output on the codes; the first ``EMPTY_ROWS`` captions are in every batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    always = torch.arange(EMPTY_ROWS)
     bar = tqdm(range(steps), desc=name)
     for _ in bar:
-        loss = F.mse_loss(output(model, ids), codes)
+        rows = torch.cat([always, torch.randint(EMPTY_ROWS, len(ids), (batch - EMPTY_ROWS,))])
+        loss = F.mse_loss(output(model, ids[rows]), codes[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -137,16 +187,18 @@ def _teach(model: nn.Module, output: object, ids: Tensor, codes: Tensor, steps: 
     model.eval().requires_grad_(False)
 
 
-def train_text(output: Path, steps: int = 400, seed: int = 0) -> dict[str, float]:
+def train_text(output: Path, steps: int = 2000, seed: int = 0) -> dict[str, float]:
     """Build both tokenizers and encoders, teach them the codes of the training captions, save all four to ``output``.
 
     Returns:
-        Mean squared error of both encoders on the held-out captions; codes have mean square 1.
+        Mean squared error of both encoders on 1000 held-out captions; codes have mean square 1.
     """
     torch.manual_seed(seed)
     book = code_book(seed)
-    captions = [EMPTY] * 8 + [scene.caption for scene in scenes("train")]
-    unseen = [scene.caption for scene in scenes("held-out")]
+    single = [scene.caption for scene in scenes("train", 1)]
+    pairs = [scene.caption for scene in scenes("train", 2)]
+    captions = [EMPTY] * EMPTY_ROWS + single * (len(pairs) // len(single) // 2) + pairs
+    unseen = [scene.caption for scene in mixed_scenes("held-out")[:1000]]
     clip_tokens, t5_tokens = clip_tokenizer(), t5_tokenizer()
     clip, t5 = clip_encoder(clip_tokens), t5_encoder(t5_tokens)
     ids, ids_2 = token_ids(clip_tokens, captions, CLIP_LENGTH), token_ids(t5_tokens, captions, T5_LENGTH)

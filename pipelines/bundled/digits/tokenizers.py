@@ -13,8 +13,8 @@ from diffaccel.pipelines.bundled.digits.captions import scenes
 
 CLIP_LENGTH = 16
 """Tokens CLIP sees: start, words, end, padding."""
-T5_LENGTH = 8
-"""Tokens T5 sees: seven words and the end, which is what the longest caption takes."""
+T5_LENGTH = 13
+"""Tokens T5 sees: twelve words and the end, which is what the longest caption takes."""
 
 _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 

@@ -1,6 +1,6 @@
 """Train the bundled Flux pipeline from nothing: ``python -m diffaccel.pipelines.bundled.digits.train --output DIR``.
 
-Four stages, each kept in its own folder under DIR and skipped when it is there: ``checker``, ``text``, ``vae``, and
+Four stages, each kept in its own folder under DIR and skipped when it is there: ``text``, ``vae``, ``checker`` and
 ``denoiser``, which is checkpointed and continues where it stopped. Start the same command again to resume, then ship
 with ``python -m diffaccel.pipelines.bundled.digits.export``.
 """
@@ -16,7 +16,7 @@ from diffusers import AutoencoderTiny, FluxPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
-from diffaccel.pipelines.bundled.digits.captions import EMPTY, scenes
+from diffaccel.pipelines.bundled.digits.captions import EMPTY, mixed_scenes, scenes
 from diffaccel.pipelines.bundled.digits.checker import DigitsChecker, accuracy, train_checker
 from diffaccel.pipelines.bundled.digits.data import Renderer, scene_table
 from diffaccel.pipelines.bundled.digits.denoiser import LatentRenderer, Recipe, Trainer
@@ -34,13 +34,13 @@ from diffaccel.pipelines.bundled.digits.vae import train_vae
 
 
 def prepare(output: Path, channels: int) -> None:
-    """Train the checker, the text encoders and the VAE, whichever are not in ``output`` yet (about seven minutes)."""
-    if not (output / "checker").is_dir():
-        train_checker(output / "checker", seconds=150)
+    """Train the text encoders, the VAE and the checker, whichever are not in ``output`` yet (about 20 minutes)."""
     if not (output / "text").is_dir():
         print("text encoders, mean squared error on held-out captions:", json.dumps(train_text(output / "text")))
     if not (output / "vae").is_dir():
-        train_vae(output / "vae", channels, seconds=240)
+        train_vae(output / "vae", channels, seconds=540)
+    if not (output / "checker").is_dir():
+        train_checker(output / "checker", seconds=300)
 
 
 def load_parts(output: Path) -> tuple[TextParts, AutoencoderTiny, DigitsChecker]:
@@ -49,7 +49,7 @@ def load_parts(output: Path) -> tuple[TextParts, AutoencoderTiny, DigitsChecker]
     Raises:
         FileNotFoundError: a part is missing.
     """
-    for name in ("checker", "text", "vae"):
+    for name in ("text", "vae", "checker"):
         if not (output / name).is_dir():
             raise FileNotFoundError(
                 f"{output / name} is missing; run the training command with --output {output} first"
@@ -66,14 +66,16 @@ def build_trainer(output: Path, text: TextParts, channels: int, recipe: Recipe) 
     return Trainer(model, hidden_matrices(model.transformer), recipe, output / "denoiser"), model
 
 
-def judge(pipeline: FluxPipeline, checker: DigitsChecker, repeats: int = 2, steps: int = 14) -> dict[str, float]:
-    """Quick rates on held-out prompts, without and with guidance, for following a training."""
-    expected = scenes("held-out") * repeats
-    prompts = [scene.caption for scene in expected]
+def judge(pipeline: FluxPipeline, checker: DigitsChecker, pairs: int = 96, steps: int = 14) -> dict[str, float]:
+    """Quick rates on held-out prompts, single and pairs, without and with guidance, for following a training."""
+    expected = scenes("held-out", 1) + [scene for scene in mixed_scenes("held-out") if scene.layout][:pairs]
+    prompts, single = [scene.caption for scene in expected], len(scenes("held-out", 1))
     result: dict[str, float] = {}
     for guidance in (1.0, 2.5):
-        rates = accuracy(checker, generate(pipeline, prompts, steps, guidance, seed=0), expected)
-        result |= {f"{name}@{guidance:g}": rate for name, rate in rates.items()}
+        images = generate(pipeline, prompts, steps, guidance, seed=0)
+        for name, part in (("one", slice(single)), ("two", slice(single, None))):
+            rates = accuracy(checker, images[part], expected[part])
+            result |= {f"{name} {key}@{guidance:g}": rate for key, rate in rates.items()}
     return result
 
 
@@ -100,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for all stages")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="wall time of the denoiser's training")
-    parser.add_argument("--channels", type=int, default=6, help="latent channels of the VAE")
+    parser.add_argument("--channels", type=int, default=12, help="latent channels of the VAE")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     if arguments.minutes <= 0:

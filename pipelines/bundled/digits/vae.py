@@ -23,7 +23,7 @@ PATCH = 3 * FACTOR**2
 SCALING = 2.0
 
 
-def build_vae(channels: int = 8, width: int = 32) -> AutoencoderTiny:
+def build_vae(channels: int = 12, width: int = 32) -> AutoencoderTiny:
     """An AutoencoderTiny with an encoder without nonlinearity and a decoder of three levels."""
     return AutoencoderTiny(
         latent_channels=channels,
@@ -91,7 +91,9 @@ def decode(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
     return images
 
 
-def train_vae(output: Path, channels: int = 8, seconds: float = 120, batch: int = 64, seed: int = 0) -> AutoencoderTiny:
+def train_vae(
+    output: Path, channels: int = 12, seconds: float = 120, batch: int = 64, seed: int = 0
+) -> AutoencoderTiny:
     """Fit the encoder, train the decoder for so many seconds (mean squared error), save to ``output``.
 
     A tenth of standard noise on the latents teaches the decoder to forgive a generator's small errors.
@@ -99,7 +101,7 @@ def train_vae(output: Path, channels: int = 8, seconds: float = 120, batch: int 
     torch.manual_seed(seed)
     render, table = Renderer("train", seed), scene_table(scenes())
     vae = build_vae(channels).to(memory_format=torch.channels_last)
-    share = fit_encoder(vae, render.batch(table, 4000)[0])
+    share = fit_encoder(vae, render.batch(table, 8000)[0])
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=3e-3, weight_decay=0.0)
     start, bar = time.monotonic(), tqdm(desc=f"VAE ({share:.1%} of variance)", unit="it")
     while (progress := (time.monotonic() - start) / seconds) < 1:
