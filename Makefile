@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 
-PROMPTS := "a red 7 on a white background" "a blue 2 on a black background" \
-           "a green 5 on a yellow background" "a purple 3 on a gray background"
+PROMPTS := "a red 7 on a white background" "a green 3 on a yellow background" \
+           "a cyan 7 left of a red 3 on a yellow background" "a red 4 above a blue 3 on a black background"
 
 .PHONY: demo test lint format types pytest setup clean
 
 demo: $(VENV)/.core ## draw the same prompts without and with TaylorSeer, side by side in one picture
-	$(BIN)/diffaccel generate $(PROMPTS) --compare -o demo.png
+	$(BIN)/diffaccel generate $(PROMPTS) --compare --interval 4 --order 2 -o demo.png
 
 test: $(VENV)/.dev ## lint, types and tests
 	$(BIN)/ruff check --output-format concise .
