@@ -37,15 +37,16 @@ class Plan:
         return cls((tuple(s in wanted for s in range(steps)),))
 
     @classmethod
-    def every(cls, interval: int, steps: int, warmup: int = 1) -> Plan:
+    def every(cls, interval: int, steps: int, warmup: int = 1, last: bool = False) -> Plan:
         """The schedule of TaylorSeer's official code (Shenyi-Z/TaylorSeer, `cal_type`).
 
-        The first `warmup` steps are computed, then every `interval`-th one counted from the last of them; nothing
-        forces the last step.
+        The first `warmup` steps are computed, then every `interval`-th one counted from the last of them. Nothing
+        forces the last step, which is when pictures get their detail; `last` computes it, too.
         """
         _check(interval, steps, warmup)
         # "if first_steps or cache_counter == interval - 1: full": 0..FE-1, FE-1+N, FE-1+2N, ...
-        return cls.at((s for s in range(steps) if s < warmup or (s - warmup + 1) % interval == 0), steps)
+        computed = {s for s in range(steps) if s < warmup or (s - warmup + 1) % interval == 0}
+        return cls.at(computed | {steps - 1} if last else computed, steps)
 
     @classmethod
     def diffusers(cls, interval: int, steps: int, before: int = 3) -> Plan:

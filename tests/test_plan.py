@@ -37,6 +37,12 @@ def test_every_number_of_steps_has_a_plan(steps: int, interval: int, warmup: int
     assert interval > 1 or plan.bound == 1
 
 
+def test_the_last_step_is_computed_if_asked() -> None:
+    assert Plan.every(4, 28, 3).computed() == [0, 1, 2, 6, 10, 14, 18, 22, 26]
+    assert Plan.every(4, 28, 3, last=True).computed() == [0, 1, 2, 6, 10, 14, 18, 22, 26, 27]
+    assert Plan.every(5, 28, 3, last=True) == Plan.every(5, 28, 3)  # 27 is on the grid
+
+
 def test_a_row_for_every_site() -> None:
     plan = Plan(((True, False, True), (True, True, False)))
     assert [plan.computes(site, 1) for site in (0, 1)] == [False, True]

@@ -110,6 +110,11 @@ def test_no_difference_to_diffusers_when_configured_alike(level: str, order: int
     assert (result - expected).norm() <= 2e-5 * plain.norm()
 
 
+def test_last_computes_one_step_more() -> None:
+    plans = [TaylorSeer(4, last=last).plan([], 28).computed() for last in (False, True)]
+    assert plans[1] == [*plans[0], 27]
+
+
 def test_newton_differs_where_spacing_changes() -> None:
     pipe = tiny.flux()
     results = []

@@ -49,6 +49,7 @@ class TaylorSeer:
         warmup: first_enhance of the official code, the number of computed steps before the first skipped one.
         level: where features are caught, see `diffaccel.sites`.
         forecast: "taylor", the official recursion, or "newton", exact for polynomials at any spacing.
+        last: also compute the last step, which the official schedule leaves to chance.
         schedule: a plan of your own; `interval` is then unused, and `warmup` only says which differences are formed.
 
     Raises:
@@ -60,6 +61,7 @@ class TaylorSeer:
     warmup: int = 3
     level: str = "model"
     forecast: str = "taylor"
+    last: bool = False
     schedule: Plan | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class TaylorSeer:
 
     def plan(self, sites: Sequence[Site], steps: int) -> Plan:
         """One row for all `sites`."""
-        return self.schedule or Plan.every(self.interval, steps, self.warmup)
+        return self.schedule or Plan.every(self.interval, steps, self.warmup, self.last)
 
     def forecaster(self, site: Site) -> Forecaster:
         """The same rule for every site."""
