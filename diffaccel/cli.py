@@ -192,6 +192,7 @@ def _add_method(parser: Parser, default: str) -> None:
     group.add_argument("--warmup", metavar="W", type=int, help="computed steps before the first skipped one")
     group.add_argument("--level", choices=LEVELS, help="where features are caught")
     group.add_argument("--forecast", choices=FORECASTS, help="the official recursion, or exact interpolation")
+    group.add_argument("--last", action="store_const", const=True, help="also compute the last step")
 
 
 def natural(text: str) -> int:

@@ -20,7 +20,7 @@ def test_separate_guidance_branches_keep_separate_histories() -> None:
     """A run of two calls a step returns what two networks return that each serve one branch alone."""
     pipe = tiny.flux()
     calls: list[tuple[dict[str, Any], Tensor]] = []
-    accelerate_pipeline(pipe, "taylorseer", interval=3, level="sublayer")
+    accelerate_pipeline(pipe, "taylorseer", interval=3, order=1, level="sublayer")
     pipe.transformer.register_forward_hook(
         lambda _, args, kwargs, out: calls.append((kwargs, out[0])), with_kwargs=True
     )
@@ -28,7 +28,7 @@ def test_separate_guidance_branches_keep_separate_histories() -> None:
     assert [site.skipped for site in pipe.acceleration.report().sites] == [{"cond": 4, "uncond": 4}] * 8
     for branch in (0, 1):
         network = tiny.flux_transformer()
-        with accelerate(network, "taylorseer", steps=8, interval=3, level="sublayer"):
+        with accelerate(network, "taylorseer", steps=8, interval=3, order=1, level="sublayer"):
             for kwargs, output in calls[branch::2]:
                 assert torch.equal(network(**kwargs)[0], output)
 

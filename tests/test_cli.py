@@ -49,11 +49,24 @@ def test_plain_picture_shows_what_was_asked_for(capsys: Capture) -> None:
     assert "method" not in data
 
 
+def test_the_last_step_is_computed_if_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    method = ["--method", "taylorseer", "--interval", "4", "--last"]
+    status, out, _ = run(capsys, "generate", SEVEN, "--steps", "8", "-o", "p.png", "--json", "-", *method)
+    assert status == 0
+    assert json.loads(out)["plan"] == [[0, 1, 2, 6, 7]]
+
+
 def test_accelerated_pictures_one_file_a_prompt(capsys: Capture) -> None:
     method = ["--method", "taylorseer", "--interval", "3", "--order", "0", "--warmup", "1", "--level", "block"]
     status, out, err = run(capsys, "generate", SEVEN, TWO, "--steps", "7", "--seed", "5", "-o", "p.png", *method)
     assert (status, err) == (0, "")
-    assert "TaylorSeer(interval=3, order=0, warmup=1, level='block', forecast='taylor'): 3 of 7 steps computed" in out
+    assert (
+        "TaylorSeer(interval=3, order=0, warmup=1, level='block', forecast='taylor', last=False): 3 of 7 steps computed"
+        in out
+    )
     assert sorted(path.name for path in Path().iterdir()) == ["p-1.png", "p-2.png"]
     # A picture depends on its prompt and seed, not on those drawn beside it.
     run(capsys, "generate", TWO, "--steps", "7", "--seed", "5", "-o", "alone.png", *method)

@@ -10,7 +10,7 @@ from diffaccel.methods import METHODS, Method, resolve, written_out
 from diffaccel.plan import Plan
 from diffaccel.report import format_bytes
 
-OPTIONS = ("interval", "order", "warmup", "level", "forecast")
+OPTIONS = ("interval", "order", "warmup", "level", "forecast", "last")
 
 
 def method_of(args: argparse.Namespace, pipeline: str, default: str | None = None) -> Method | None:
