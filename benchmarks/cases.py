@@ -11,9 +11,9 @@ import torch
 from diffusers import TaylorSeerCacheConfig
 
 from diffaccel import accelerate_pipeline
+from diffaccel.sites import LEVELS
 
 FEWER = "fewer steps"
-LEVELS = ("sublayer", "block", "model")
 INTERVALS = (3, 4, 5, 6, 7, 8)
 WARMUP = 3
 
