@@ -1,0 +1,1 @@
+"""What `diffaccel evaluate` does and says: generate, measure, report."""
