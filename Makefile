@@ -7,12 +7,15 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.
 PROMPTS := "a red 7 on a white background" "a green 3 on a yellow background" \
            "a cyan 7 left of a red 3 on a yellow background" "a red 4 above a blue 3 on a black background"
 
+# Implementations that ours are compared with. They need torchvision, which must stay out of the environment itself.
+REFERENCES := clean-fid lpips torch-fidelity torchvision
+
 .PHONY: demo test lint format types pytest setup clean
 
 demo: $(VENV)/.core ## draw the same prompts without and with TaylorSeer, side by side in one picture
 	$(BIN)/diffaccel generate $(PROMPTS) --compare --interval 4 --order 2 -o demo.png
 
-test: $(VENV)/.dev ## lint, types and tests
+test: $(VENV)/.dev $(VENV)/references/.complete ## lint, types and tests
 	$(BIN)/ruff check --output-format concise .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -29,10 +32,10 @@ format: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-pytest: $(VENV)/.dev
+pytest: $(VENV)/.dev $(VENV)/references/.complete
 	$(BIN)/python -m pytest
 
-setup: $(VENV)/.dev
+setup: $(VENV)/.dev $(VENV)/references/.complete
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +50,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt tests/torchvision_guard.py | $(BIN)
 	$(PIP_INSTALL) -e '.[dev]'
 	$(BIN)/python tests/torchvision_guard.py
 	@touch $@ $(VENV)/.core
+
+$(VENV)/references/.complete: constraints.txt Makefile | $(VENV)/.dev
+	rm -rf $(@D)
+	$(PIP_INSTALL) --no-deps --target $(@D) $(REFERENCES)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
