@@ -15,14 +15,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffaccel.pipelines.bundled.digits.captions import BACKGROUNDS, DIGITS, FOREGROUNDS, LAYOUTS, SLOTS, Scene, scenes
+from diffaccel.pipelines.bundled.digits.captions import BACKGROUNDS, DIGITS, FOREGROUNDS, LAYOUTS, Scene, scenes
 from diffaccel.pipelines.bundled.digits.data import (
     SIZE,
     Renderer,
-    glyphs,
+    blemish,
     paint,
     scene_table,
-    slot_centres,
 )
 
 HEADS = (len(LAYOUTS), len(DIGITS), len(FOREGROUNDS), len(DIGITS), len(FOREGROUNDS), len(BACKGROUNDS))
@@ -98,32 +97,6 @@ def as_tensor(images: Any) -> Tensor:
     return batch
 
 
-def _warp(ink: Tensor, slots: Tensor) -> Tensor:
-    """Handwriting [B, 8, 8] in these slots [B], on canvases [B, 32, 32].
-
-    Random turn (7 degrees), shear, size (24..31 px alone, 13.5..17 px in a pair) and shift (2 px, 1.2 px in a pair).
-    """
-    n = len(ink)
-    alone = slots == SLOTS.index("whole")
-    size = torch.where(alone, 24 + 7 * torch.rand(n), 13.5 + 3.5 * torch.rand(n))
-    shift = (2 * torch.rand(n, 2) - 1) * torch.where(alone, 2.0, 1.2)[:, None]
-    angle, shear, zoom = 0.12 * torch.randn(n), 0.1 * torch.randn(n), SIZE / size
-    rows = [zoom * angle.cos(), zoom * (shear - angle.sin()), zoom * angle.sin(), zoom * angle.cos()]
-    turn = torch.stack(rows, 1).view(n, 2, 2)
-    centre = (slot_centres()[slots] + shift) / (SIZE / 2) - 1
-    matrix = torch.cat([turn, -turn @ centre[:, :, None]], dim=2)
-    grid = F.affine_grid(matrix, [n, 1, SIZE, SIZE], align_corners=False)
-    return F.grid_sample(ink[:, None], grid, mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
-
-
-def _blemish(images: Tensor) -> Tensor:
-    """A little blur and noise, so that decoded pictures are read as well as rendered ones."""
-    n = len(images)
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    images = images.lerp(blurred, torch.rand(n, 1, 1, 1))
-    return images + 0.08 * torch.rand(n, 1, 1, 1) * torch.randn_like(images)
-
-
 def train_checker(output: Path, seconds: float = 240, batch: int = 128, seed: int = 0) -> DigitsChecker:
     """Train on the training handwriting for so many seconds and save to ``output``.
 
@@ -135,20 +108,17 @@ def train_checker(output: Path, seconds: float = 240, batch: int = 128, seed: in
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
     render = Renderer("train", seed=None)
-    ink = glyphs("train")[0][glyphs("train")[1].argsort(stable=True)]
     start, bar = time.monotonic(), tqdm(desc="checker", unit="it")
     while (progress := (time.monotonic() - start) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, 10 * progress + 0.05, 1.4 * (1 - progress) + 1e-3)
         indices = torch.stack([torch.randint(choices, (batch,)) for choices in HEADS], dim=1)
-        present, slots = render.present[indices[:, 0]], render.slots[indices[:, 0]]
-        canvases = _warp(ink[render.handwriting(indices)].flatten(0, 1), slots.flatten()).view(batch, 2, SIZE, SIZE)
         odd = torch.arange(batch) < batch // 3
         front, back = render.colours(indices)
         front = torch.where(odd[:, None, None], torch.rand_like(front) * 2 - 1, front)
         back = torch.where(odd[:, None], torch.rand_like(back) * 2 - 1, back)
-        logits = model(_blemish(paint(canvases * present[:, :, None, None], front, back)))
-        loss = _reading_loss(logits, indices, present[:, 1], odd)
+        logits = model(blemish(paint(render.warped(indices), front, back)))
+        loss = _reading_loss(logits, indices, render.present[indices[:, 0], 1], odd)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

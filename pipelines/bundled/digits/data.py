@@ -93,6 +93,32 @@ def slot_centres() -> Tensor:
     return torch.stack([middle + size / 2 for middle, size in zip(middles, sizes, strict=True)])
 
 
+def warp(ink: Tensor, slots: Tensor) -> Tensor:
+    """Handwriting [B, 8, 8] in these slots [B], on canvases [B, 32, 32].
+
+    Random turn (7 degrees), shear, size (24..31 px alone, 13.5..17 px in a pair) and shift (2 px, 1.2 px in a pair).
+    """
+    n = len(ink)
+    alone = slots == SLOTS.index("whole")
+    size = torch.where(alone, 24 + 7 * torch.rand(n), 13.5 + 3.5 * torch.rand(n))
+    shift = (2 * torch.rand(n, 2) - 1) * torch.where(alone, 2.0, 1.2)[:, None]
+    angle, shear, zoom = 0.12 * torch.randn(n), 0.1 * torch.randn(n), SIZE / size
+    rows = [zoom * angle.cos(), zoom * (shear - angle.sin()), zoom * angle.sin(), zoom * angle.cos()]
+    turn = torch.stack(rows, 1).view(n, 2, 2)
+    centre = (slot_centres()[slots] + shift) / (SIZE / 2) - 1
+    matrix = torch.cat([turn, -turn @ centre[:, :, None]], dim=2)
+    grid = F.affine_grid(matrix, [n, 1, SIZE, SIZE], align_corners=False)
+    return F.grid_sample(ink[:, None], grid, mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
+
+
+def blemish(images: Tensor) -> Tensor:
+    """A little blur and noise, so that decoded pictures are read as well as rendered ones."""
+    n = len(images)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    images = images.lerp(blurred, torch.rand(n, 1, 1, 1))
+    return images + 0.08 * torch.rand(n, 1, 1, 1) * torch.randn_like(images)
+
+
 class Renderer:
     """Draws random pictures of given scenes from one split's handwriting; canvases of all places are kept ready.
 
@@ -101,7 +127,7 @@ class Renderer:
 
     def __init__(self, split: Split, seed: int | None = 0) -> None:
         ink, labels = glyphs(split)
-        ink = ink[labels.argsort(stable=True)]
+        self.ink = ink = ink[labels.argsort(stable=True)]
         sizes = {slot: GLYPH if slot == "whole" else GLYPH_OF_PAIR for slot in SLOTS}
         drawn = [place(ink, left, top, sizes[slot]) for slot in SLOTS for left, top in PLACES[slot]]
         self.canvases = torch.stack(drawn, dim=1)
@@ -133,6 +159,12 @@ class Renderer:
         slots, before = self.slots[indices[:, 0]], self.places.cumsum(0) - self.places
         where = torch.rand(slots.shape, generator=self.generator) * self.places[slots]
         return self.handwriting(indices) * self.canvases.shape[1] + before[slots] + where.long()
+
+    def warped(self, indices: Tensor) -> Tensor:
+        """Canvases [B, 2, 32, 32] of both items in random handwriting, each warped by :func:`warp`."""
+        slots, present = self.slots[indices[:, 0]], self.present[indices[:, 0]]
+        canvases = warp(self.ink[self.handwriting(indices)].flatten(0, 1), slots.flatten())
+        return canvases.view(-1, 2, SIZE, SIZE) * present[:, :, None, None]
 
     def draw(self, scenes: list[Scene]) -> Tensor:
         """One picture of each scene, [B, 3, 32, 32] in -1..1."""
