@@ -1,4 +1,4 @@
-"""Run a script that may import the reference implementations: clean-fid, torch-fidelity, lpips, and torchvision for them.
+"""Run a script that may import the reference implementations: clean-fid, torch-fidelity, lpips, and torchvision.
 
 They lie in a folder of their own, installed by ``make test``, and only a process started here sees them: beside a CPU
 build of torch a CUDA build of torchvision is worse than none (see ``torchvision_guard.py``).
