@@ -182,7 +182,7 @@ def timing_note(result: Result) -> str:
     if max(rounds) == 1:
         return "One run of each is no measurement of speed: ask for more rounds."
     many = " to ".join(str(count) for count in sorted({min(rounds), max(rounds)}))
-    return f"Speed: median of {many} rounds in turn, shortest to longest in brackets. Bound: steps by computed steps."
+    return f"Speed: median of {many} rounds in turn, with the range over the rounds. Bound: steps by computed steps."
 
 
 def _reached(candidate: Mapping[str, Any], metric: Mapping[str, Any]) -> Cell:
