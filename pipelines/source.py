@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,24 @@ def read_json(source: str, file: str = INDEX) -> dict[str, Any]:
 def call_defaults(source: str) -> dict[str, Any]:
     """Arguments that calls of the pipeline in folder `source` need unless they say otherwise; empty for most."""
     return read_json(source, DEFAULTS) if (Path(source) / DEFAULTS).is_file() else {}
+
+
+def fingerprint(source: str) -> str:
+    """Twelve hexadecimal digits that change with the files of the folder `source`, or with the name of a hub id.
+
+    Of each file, its name, its size, and up to 64 kB from its beginning and its end are looked at: training changes all
+    weights, and large models need not be read as a whole.
+    """
+    digest = hashlib.sha256(b"" if Path(source).is_dir() else source.encode())
+    for path in sorted(Path(source).rglob("*") if Path(source).is_dir() else ()):
+        if path.is_file() and path.suffix != ".md":
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(source).as_posix()} {size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(2**16))
+                file.seek(max(0, size - 2**16))
+                digest.update(file.read(2**16))
+    return digest.hexdigest()[:12]
 
 
 def _fetch(repository: str, file: str) -> str:

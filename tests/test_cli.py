@@ -14,6 +14,7 @@ from PIL import Image
 
 import diffaccel
 from diffaccel import cli
+from diffaccel.commands import parser
 from diffaccel.pipelines import bundled
 from diffaccel.sites import LEVELS
 from tests.tiny import FAMILIES
@@ -197,7 +198,7 @@ def test_env_names_versions_and_machine(capsys: Capture) -> None:
 
 
 def test_levels_are_those_of_the_library() -> None:
-    assert cli.LEVELS == LEVELS
+    assert parser.LEVELS == LEVELS
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["info", "--help"]])

@@ -20,6 +20,10 @@ class UsageError(Exception):
     """The command line cannot be followed as it was given. Raised before anything is loaded."""
 
 
+class NotHereError(Exception):
+    """Weights that a metric needs are not on this machine, and nothing was downloaded."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a command has found out: as text for people, as data for programs."""

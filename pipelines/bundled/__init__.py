@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
 
 _FOLDERS = {"flux-digits": "flux_digits"}
-_CHECKER = "digits_checker"
+_CHECKER, _CLIP, _RENDERS = "digits_checker", "clip_digits", "digits_renders"
 
 NAMES = tuple(_FOLDERS)
 """Names of the bundled pipelines."""
@@ -86,6 +86,26 @@ def checker() -> DigitsChecker:
     model: DigitsChecker = DigitsChecker.from_pretrained(_folder(_CHECKER), local_files_only=True)
     model.float().eval()
     return model
+
+
+def clip_path() -> Path:
+    """The folder of the small CLIP, a ``CLIPModel`` trained on the captions and pictures of the bundled pipelines.
+
+    Its scores compare with each other, never with those of another CLIP.
+
+    Raises:
+        FileNotFoundError: it was not installed.
+    """
+    return _folder(_CLIP)
+
+
+def renders_path() -> Path:
+    """Statistics of renders of held-out handwriting in held-out scenes, in features of ``fd_digits``.
+
+    Raises:
+        FileNotFoundError: they were not installed.
+    """
+    return _folder(_RENDERS) / "fd_digits.npz"
 
 
 def prompts(split: Literal["train", "held-out"] = "held-out") -> list[str]:

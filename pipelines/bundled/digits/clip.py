@@ -71,7 +71,7 @@ def is_train(indices: Tensor) -> Tensor:
 
 
 def variants(indices: Tensor) -> Tensor:
-    """Scenes [B, 6] that differ from these in one attribute drawn at random; where that is held out, the scene itself."""
+    """Scenes [B, 6] that differ from these in one attribute drawn at random, or do not where that is held out."""
     column = torch.randint(len(HEADS), (len(indices), 1))
     choices = torch.tensor(HEADS)[column]
     shift = 1 + (torch.rand(len(indices), 1) * (choices - 1)).long()
@@ -118,7 +118,7 @@ def contrastive_loss(logits: Tensor, caption: Tensor) -> Tensor:
 def train_clip(output: Path, minutes: float, seed: int = 0, keep_every: float = 60) -> CLIPModel:
     """Train for so many minutes and save model and processor to ``output``, in float16.
 
-    A checkpoint beside ``output`` is written every ``keep_every`` seconds; a training that finds one goes on from there.
+    A checkpoint beside ``output`` is written every ``keep_every`` seconds; a training that finds one goes on.
     """
     torch.manual_seed(seed)
     model, every, table = build_model(), scenes("train"), scene_table(scenes("train"))

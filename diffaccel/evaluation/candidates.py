@@ -1,0 +1,124 @@
+"""What an evaluation compares: the full run, accelerations of it, and plain runs of fewer steps."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diffaccel.acceleration import accelerate_pipeline
+from diffaccel.methods import Method, resolve, written_out
+
+Kind = Literal["full", "method", "fewer"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to make the pictures.
+
+    Attributes:
+        name: what it is called in tables.
+        kind: "full" for the run all others are held against, "method" for an acceleration of it, "fewer" for a plain
+            run of fewer steps.
+        steps: number of steps the pipeline is called with.
+        method: the acceleration, None unless `kind` is "method".
+    """
+
+    name: str
+    kind: Kind
+    steps: int
+    method: Method | None = None
+
+    @classmethod
+    def full(cls, steps: int) -> Candidate:
+        """The unaccelerated run."""
+        return cls(f"full run, {steps} steps", "full", steps)
+
+    @classmethod
+    def fewer(cls, steps: int) -> Candidate:
+        """A plain run of fewer steps."""
+        return cls(f"{steps} steps" if steps > 1 else "1 step", "fewer", steps)
+
+    @property
+    def written_out(self) -> str | None:
+        """The method with all its options, as Python would write it."""
+        return None if self.method is None else written_out(self.method)
+
+    @property
+    def folder(self) -> str:
+        """A name for a folder: readable, and different for whatever makes other pictures."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        digest = hashlib.sha256(f"{self.kind} {self.steps} {self.written_out}".encode()).hexdigest()
+        return f"{words}-{digest[:8]}"
+
+    @contextmanager
+    def applied(self, pipe: Any) -> Iterator[Any]:
+        """The pipeline accelerated by the method, as it was before when this ends."""
+        if self.method is None:
+            yield pipe
+            return
+        accelerate_pipeline(pipe, self.method)
+        try:
+            yield pipe
+        finally:
+            pipe.acceleration.remove()
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a method written as `taylorseer:interval=5,order=2,level=sublayer`.
+
+    Values are numbers, `true`, `false`, `none`, or else words.
+
+    Raises:
+        ValueError: it is not written like this.
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else ():
+        key, sign, value = (piece.strip() for piece in part.partition("="))
+        if not sign or not key.isidentifier() or not value:
+            raise ValueError(f"{part!r} in {text!r} is no option: write them as {name}:interval=4,order=2")
+        if key in options:
+            raise ValueError(f"{text!r} gives {key} twice")
+        options[key] = _value(value)
+    return name.strip(), options
+
+
+def accelerations(texts: Sequence[str], pipeline: str, steps: int) -> list[Candidate]:
+    """The candidates meant by some texts, see `parse_method`, with the presets of the pipeline class `pipeline`.
+
+    Raises:
+        ValueError: an unknown method or value, or two texts that mean the same.
+        TypeError: an option the method does not have.
+    """
+    result: dict[str, Candidate] = {}
+    for text in texts:
+        name, options = parse_method(text)
+        method = resolve(name, pipeline, options)
+        candidate = Candidate(label(method, options), "method", steps, method)
+        if any(candidate.written_out == other.written_out for other in result.values()):
+            raise ValueError(f"{text!r} is given twice, or means the same as another method: {candidate.written_out}")
+        result[candidate.name] = candidate
+    return list(result.values())
+
+
+def label(method: Method, stated: Mapping[str, Any]) -> str:
+    """A method in a few words: "TaylorSeer N=4 O=2 level=sublayer"; of other options only those that were stated."""
+    letters = {"interval": "N", "order": "O"}
+    words = [f"{letter}={getattr(method, name)}" for name, letter in letters.items() if hasattr(method, name)]
+    words += [f"{name}={value}" for name, value in stated.items() if name not in letters]
+    return " ".join([type(method).__name__, *words])
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
