@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffaccel.metrics.features import fingerprint
 from diffaccel.metrics.ssim import check_pictures
 
 
@@ -30,7 +30,7 @@ class ClipScorer:
         ValueError: it is not a CLIP model.
 
     Attributes:
-        identity: `name`, `weights` (see `weights_digest`) and `dimension` of the common space.
+        identity: `name`, `weights` (see `features.fingerprint`) and `dimension` of the common space.
     """
 
     def __init__(self, model: str | Path, device: torch.device | str = "cpu", *, download: bool = False) -> None:
@@ -60,7 +60,7 @@ class ClipScorer:
         self._length = int(network.config.text_config.max_position_embeddings)
         self.identity: dict[str, Any] = {
             "name": name,
-            "weights": weights_digest(network),
+            "weights": fingerprint(network),
             "dimension": int(network.config.projection_dim),
         }
 
@@ -118,15 +118,6 @@ class ClipScorer:
                 f"{self.identity['name']} takes: their ends do not count",
                 stacklevel=3,
             )
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all weights: whatever kind of file they came from, in hex."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class _NotClipError(ValueError):

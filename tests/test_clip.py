@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchmetrics.multimodal.clip_score import CLIPScore
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTextModel
 
-from diffaccel.metrics.clip import ClipScorer, weights_digest
+from diffaccel.metrics.clip import ClipScorer
+from diffaccel.metrics.features import fingerprint
 from diffaccel.pipelines.bundled.digits.tokenizers import CLIP_LENGTH, clip_tokenizer
 
 PROMPTS = ["a red 7 on a white background", "a green 3", "a cyan 7 left of a red 3 on a yellow background"]
@@ -136,7 +137,7 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_warning(scorer: ClipScorer) -> 
 
 def test_the_identity_tells_models_apart_and_not_their_files(folder: Path, scorer: ClipScorer, tmp_path: Path) -> None:
     model, _ = toy()
-    assert scorer.identity == {"name": "toy-clip", "weights": weights_digest(model), "dimension": 24}
+    assert scorer.identity == {"name": "toy-clip", "weights": fingerprint(model), "dimension": 24}
     assert len(scorer.identity["weights"]) == 64
     shutil.copytree(folder, copy := tmp_path / "sharded")
     (copy / "model.safetensors").unlink()
@@ -145,7 +146,7 @@ def test_the_identity_tells_models_apart_and_not_their_files(folder: Path, score
     assert ClipScorer(copy).identity == scorer.identity | {"name": "sharded"}
     with torch.no_grad():
         model.visual_projection.weight[0, 0] += 1e-3
-    assert weights_digest(model) != scorer.identity["weights"]
+    assert fingerprint(model) != scorer.identity["weights"]
 
 
 def test_the_numbers_are_the_same_where_the_processor_is_kept_in_a_file_of_its_own(
