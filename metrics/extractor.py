@@ -36,7 +36,7 @@ class Extractor:
         """Features of pictures in batches of 64; see :meth:`features`."""
         return self.features(pictures)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, pictures: Tensor, batch: int = 64, progress: bool = False) -> Features:
         """Features of pictures.
 
@@ -201,7 +201,7 @@ def _load_weights(network: nn.Module, file: Path) -> None:
         raise ValueError(f"{file} holds no weights of {type(network).__name__}: {error}") from error
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _probe(network: nn.Module, side: int, device: torch.device | str) -> int:
     result = network(torch.zeros(1, 3, side, side, device=device))
     pooled: Tensor = result.pooled if isinstance(result, Features) else result

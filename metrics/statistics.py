@@ -102,7 +102,7 @@ def load(file: Path | str) -> Statistics:
             shapes = " and ".join(str(tuple(tensors[name].shape)) for name in (mu, sigma))
             raise ValueError(f"{file}: {mu} and {sigma} must have shapes (d,) and (d, d), got {shapes}")
     n = int(arrays["n"]) if "n" in arrays else None
-    identity = Identity.from_dict(json.loads(str(arrays["identity"]))) if "identity" in arrays else None
+    identity = _identity(Path(file), str(arrays["identity"])) if "identity" in arrays else None
     return Statistics(
         mu=tensors["mu"].double(),
         sigma=tensors["sigma"].double(),
@@ -112,6 +112,13 @@ def load(file: Path | str) -> Statistics:
         spatial_sigma=tensors["sigma_s"].double() if "sigma_s" in tensors else None,
         identity=identity,
     )
+
+
+def _identity(file: Path, text: str) -> Identity:
+    try:
+        return Identity.from_dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: its record of the extractor is damaged: {error}") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
