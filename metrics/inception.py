@@ -6,6 +6,7 @@ import pickle
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +36,14 @@ class TorchScriptInception(nn.Module):
     Its own ``forward`` resizes; ``layers`` reads what :class:`Inception` reads. The bias of its classifier is left out.
     """
 
-    def __init__(self, script: nn.Module) -> None:
+    def __init__(self, script: Any) -> None:
         super().__init__()
         self.script = script
         heads = [name for name, weight in script.state_dict().items() if weight.shape == (CLASSES, DIMENSION)]
         self.head = heads[0] if len(heads) == 1 else None
 
     def forward(self, x: Tensor) -> Features:
-        pooled = self.script.get_submodule("layers")(x).view(len(x), DIMENSION)
+        pooled = self.script.layers(x).view(len(x), DIMENSION)
         return Features(pooled, None, None if self.head is None else pooled @ self.script.state_dict()[self.head].T)
 
 
@@ -110,10 +111,10 @@ def _is_torchscript(file: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _script(file: Path) -> nn.Module:
+def _script(file: Path) -> Any:
     try:
-        script: nn.Module = torch.jit.load(file, map_location="cpu")
-        pooled = script.get_submodule("layers")(torch.zeros(1, 3, SIDE, SIDE))
+        script = torch.jit.load(file, map_location="cpu")
+        pooled = script.layers(torch.zeros(1, 3, SIDE, SIDE))
     except (RuntimeError, AttributeError) as error:
         raise ValueError(f"{file} is TorchScript, but not clean-fid's Inception, or damaged: {error}") from error
     if pooled.numel() != DIMENSION:
@@ -126,15 +127,16 @@ def _from_state_dict(file: Path) -> nn.Module:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(f"{file} cannot be read as weights, it may be damaged: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} does not hold the Inception of FID: it is a {type(state).__name__}, not a state dict")
     network = Inception()
     own = network.state_dict()
-    needed = {name for name in own if not name.endswith("num_batches_tracked")}  # some files lack these counters
-    if not isinstance(state, dict) or not needed <= state.keys():
-        lacking = sorted(needed - set(state)) if isinstance(state, dict) else [type(state).__name__]
+    needed = sorted(name for name in own if not name.endswith("num_batches_tracked"))  # some files lack these counters
+    if lacking := [name for name in needed if name not in state]:
         raise ValueError(
             f"{file} does not hold the Inception of FID: it lacks {lacking[0]} and {len(lacking) - 1} more"
         )
-    for name in sorted(needed):
+    for name in needed:
         if state[name].shape != own[name].shape:
             raise ValueError(
                 f"{file} does not hold the Inception of FID: {name} is {tuple(state[name].shape)}, expected "

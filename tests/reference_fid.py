@@ -3,7 +3,7 @@
     python tests/references.py tests/reference_fid.py FOLDER
 
 The folder holds ``inputs.npz``, its pictures ``a`` and ``b`` as files too, and weights of Inception under the names of
-both state dicts. ``results.npz`` is written next to them.
+the three files. ``results.npz`` is written next to them.
 """
 
 import sys
@@ -14,6 +14,7 @@ import torch
 import torch_fidelity
 from cleanfid import fid as cleanfid
 from cleanfid.inception_pytorch import InceptionV3
+from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer
 from small_extractor import Small
 from torch import Tensor
@@ -125,7 +126,11 @@ def inceptions(folder: Path, pictures: Tensor) -> dict[str, np.ndarray]:
     antialiased.Conv2d_1a_3x3.register_forward_pre_hook(lambda module, args: seen.update(input_torchmetrics=args[0]))
     torch.hub.set_dir(folder)  # clean-fid loads pytorch-fid's state dict from there
     legacy = InceptionV3(output_blocks=[3], resize_input=False, normalize_input=False).eval()
+    script = InceptionV3W(str(folder), download=False)
+    x = torch.from_numpy(resizes(pictures)["clean"])
     results = {
+        "pooled_torchscript": script(x),
+        "probabilities_torchscript": script.base(x, no_output_bias=True),
         "pooled": pooled,
         "logits": logits,
         "spatial": seen["spatial"][:, :7].permute(0, 2, 3, 1).flatten(1),

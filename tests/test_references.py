@@ -16,9 +16,11 @@ from diffaccel.metrics.fid import frechet_distance, gaussian
 from diffaccel.metrics.inception_network import HIGH, LOW, SIDE, Inception
 from diffaccel.metrics.resize import resize
 from tests import references
+from tests.small_extractor import small_torchscript
 
 Numbers = Mapping[str, np.ndarray]
 TORCH_FIDELITY = "weights-inception-2015-12-05-6726825d.pth"
+CLEAN_FID = "inception-2015-12-05.pt"
 PYTORCH_FID = "checkpoints/pt_inception-2015-12-05-6726825d.pth"
 
 
@@ -73,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(weights, folder / TORCH_FIDELITY)
     without_counters = {name: weight for name, weight in weights.items() if not name.endswith("num_batches_tracked")}
     torch.save(without_counters, folder / PYTORCH_FID)
+    small_torchscript(str(folder / CLEAN_FID))
     references.run(Path(__file__).with_name("reference_fid.py"), folder)
     return folder
 
@@ -143,6 +146,15 @@ def test_inception_is_that_of_torchmetrics(folder: Path, inputs: Numbers, expect
     extractor = load_extractor("inception", weights=folder / TORCH_FIDELITY, resize="torchmetrics")
     assert close(extractor(torch.from_numpy(inputs["wide"])).pooled.numpy(), expected["pooled_torchmetrics"])
     assert not close(expected["pooled"], expected["pooled_torchmetrics"])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_is_read_as_clean_fid_reads_it(folder: Path, inputs: Numbers, expected: Numbers) -> None:
+    features = load_extractor("inception", weights=folder / CLEAN_FID)(torch.from_numpy(inputs["wide"]))
+    assert features.spatial is None
+    assert features.logits is not None
+    assert close(features.pooled.numpy(), expected["pooled_torchscript"])
+    assert close(features.logits.softmax(1).numpy(), expected["probabilities_torchscript"])
 
 
 def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
