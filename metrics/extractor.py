@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -122,10 +123,10 @@ def load_extractor(
 
     ``inception`` is the Inception network of FID, see :mod:`diffaccel.metrics.inception`. ``fd_digits`` is the trunk of
     the bundled checker, for the bundled pipelines' pictures of 32 x 32. Anything else is ``module:attribute``, an
-    ``nn.Module`` or a class or function that makes one without arguments. The module takes (n, 3, h, w) in float32 and
-    returns features (n, d), or :class:`Features`. It may have these attributes: ``input_size``, its side in pixels, if
-    pictures are to be resized; ``value_range``, what bytes 0 and 255 become, if not (0.0, 1.0); ``dimension``, which is
-    found out by one picture if not said.
+    ``nn.Module`` or a class or function that makes one; the module is looked for in the current folder too. It takes
+    (n, 3, h, w) in float32 and returns features (n, d), or :class:`Features`. Three attributes are optional:
+    ``input_size``, its side in pixels, if pictures are to be resized; ``value_range``, what bytes 0 and 255 become, if
+    not (0.0, 1.0); ``dimension``, which is found out by one picture if not said.
 
     Args:
         spec: ``inception``, ``fd_digits`` or ``module:attribute``.
@@ -182,10 +183,14 @@ def _import(spec: str) -> nn.Module:
     module, _, attribute = spec.partition(":")
     if not module or not attribute:
         raise ValueError(f"the extractor must be inception, fd_digits or module:attribute, got {spec!r}")
+    here, path = str(Path.cwd()), list(sys.path)
+    sys.path.append(here)  # last, so that nothing that is installed is hidden
     try:
         found = attrgetter(attribute)(importlib.import_module(module))
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import the extractor {spec!r}: {error}; is its folder on PYTHONPATH?") from error
+        raise ValueError(f"cannot import the extractor {spec!r} from {here} or PYTHONPATH: {error}") from error
+    finally:
+        sys.path[:] = path
     network = found if isinstance(found, nn.Module) or not callable(found) else found()
     if not isinstance(network, nn.Module):
         raise TypeError(f"the extractor {spec!r} must be or make an nn.Module, got {type(network).__name__}")
