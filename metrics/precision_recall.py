@@ -78,7 +78,7 @@ def _checked(k: int) -> int:
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
     # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y
-    return torch.addmm(_norms(x, y), x, y.T, alpha=-2).clamp_(min=0)
+    return torch.addmm(_norms(x, y), x, y.T, alpha=-2)
 
 
 def _slack(x: Tensor, y: Tensor) -> Tensor:

@@ -74,6 +74,15 @@ def test_a_statistic_gets_the_standard_error_of_theory() -> None:
     assert found.high - found.value == pytest.approx(found.value - found.low)
 
 
+def test_resampled_sets_are_of_the_same_size_and_drawn_with_replacement() -> None:
+    drawn: list[Tensor] = []
+    statistic_interval(lambda rows: float(drawn.append(rows) or 0), 30, resamples=50)
+    assert drawn[0].equal(torch.arange(30))
+    assert len(drawn) == 51
+    assert all(len(rows) == 30 and len(rows.unique()) < 30 for rows in drawn[1:])
+    assert torch.cat(drawn[1:]).unique().equal(torch.arange(30))
+
+
 def test_a_distance_is_held_where_percentiles_of_resampled_distances_would_miss_it() -> None:
     # The squared distance of the mean from a reference in 200 dimensions: resampling adds the variance of the mean.
     reference, values = torch.zeros(200), torch.randn(50, 200)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -108,6 +113,12 @@ def test_the_score_is_the_cosine_of_the_projected_features(folder: Path, scorer:
     assert scorer.scores(images / 255, PROMPTS).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+def test_pictures_are_rounded_to_bytes_and_not_cut_off(scorer: ClipScorer) -> None:
+    images = (pictures() * 254).round()  # so that 0.4 more is still in range
+    assert scorer.scores((images + 0.4) / 255, PROMPTS).equal(scorer.scores(images / 255, PROMPTS))
+    assert scorer.scores((images + 0.6) / 255, PROMPTS).equal(scorer.scores((images + 1) / 255, PROMPTS))
+
+
 def test_scores_do_not_depend_on_the_batch(scorer: ClipScorer) -> None:
     images, prompts = pictures(5), [*PROMPTS, "a blue 1", "7"]
     whole = scorer.scores(images, prompts)
@@ -197,9 +208,40 @@ def test_a_damaged_folder_is_refused(
     assert "--download" not in str(caught.value)
 
 
-def test_a_hub_id_that_is_not_in_the_cache_is_not_fetched() -> None:
-    with pytest.raises(OSError, match=r"cannot load the CLIP model nobody/no-such-clip: it is neither .*--download"):
-        ClipScorer("nobody/no-such-clip")
+def requests_of(code: str, tmp_path: Path) -> tuple[str, int]:
+    """What a process prints that takes this machine for the hub, and how often it asked; the hub here has nothing."""
+    asked: list[str] = []
+
+    class EmptyHub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), EmptyHub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        local = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "no_proxy": "127.0.0.1",
+        }
+        environment = os.environ | local | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        server.shutdown()
+    return result.stderr.strip().splitlines()[-1], len(asked)
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_a_hub_id_that_is_not_in_the_cache_is_fetched_only_if_asked(tmp_path: Path, download: bool) -> None:
+    code = f"from diffaccel.metrics.clip import ClipScorer; ClipScorer('nobody/no-such-clip', download={download})"
+    error, count = requests_of(code, tmp_path)
+    assert error.startswith("OSError: cannot load the CLIP model nobody/no-such-clip: ")
+    assert error.endswith("give a folder, or allow --download") is not download
+    assert (count > 0) is download
 
 
 @pytest.mark.parametrize(

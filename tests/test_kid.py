@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_it_is_unbiased_where_the_biased_estimate_is_not() -> None:
 
 def test_subsets_fall_to_the_size_of_the_smaller_set() -> None:
     features, reference = sets(20, 50)
-    assert kid(features, reference, subsets=9, size=1000) == kid(features, reference, subsets=9, size=20)
+    for a, b in ((features, reference), (reference, features)):
+        assert kid(a, b, subsets=9, size=1000) == kid(a, b, subsets=9, size=20)
     mean, deviation = kid(reference + 0.2, reference, subsets=9, size=1000)
     assert deviation == 0
     assert mean == kid(reference + 0.2, reference, subsets=1, size=50)[0]
@@ -69,6 +71,12 @@ def test_the_random_state_is_left_alone() -> None:
     state = torch.get_rng_state()
     kid(*sets(), subsets=2, size=10)
     assert torch.get_rng_state().equal(state)
+
+
+def test_without_torchmetrics_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.kid", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"the kernel distance needs torchmetrics: pip install 'diffaccel\[eval\]'"):
+        kid(*sets())
 
 
 @pytest.mark.parametrize(

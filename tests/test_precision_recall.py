@@ -53,13 +53,17 @@ def test_dropping_modes_costs_recall_and_inventing_them_costs_precision() -> Non
     assert precision_recall(two, one)[0] == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("d", [3, 64, 2048])
-def test_copies_of_one_picture_cover_it_however_the_blocks_fall(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # All distances and radii are 0: what matrix products leave of them differs from block to block.
-    x = torch.rand(1, d).expand(37, d)
-    monkeypatch.setattr(module, "BLOCK", 37 * 5)
-    assert precision_recall(x, x[:11]) == (1, 1)
-    assert precision_recall(x + 1e-3, x) == (0, 0)
+@pytest.mark.parametrize("rows", [1, 5, 100])
+def test_pictures_that_come_in_copies_cover_them_however_the_blocks_fall(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The radii are 0: what matrix products leave of a distance of 0 differs from block to block.
+    monkeypatch.setattr(module, "BLOCK", 100 * rows)
+    pictures = torch.rand(20, 2048)
+    copies = pictures.repeat_interleave(5, 0)
+    for n in (1, 3, 20):
+        assert covered(pictures[:n], copies).all()
+        assert not covered(pictures[:n] + 1e-3, copies).any()
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

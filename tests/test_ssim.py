@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +66,12 @@ def test_each_picture_is_scored_on_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "BLOCK", 2 * 3 * 12 * 12)  # two pictures at once
     assert ssim(a, b).tolist() == pytest.approx(whole.tolist(), abs=1e-12)
     assert ssim(a[3:4], b[3:4]).tolist() == pytest.approx(whole[3:4].tolist(), abs=1e-12)
+
+
+def test_without_torchmetrics_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"SSIM needs torchmetrics: pip install 'diffaccel\[eval\]'"):
+        ssim(torch.zeros(1, 3, 12, 12), torch.zeros(1, 3, 12, 12))
 
 
 @pytest.mark.parametrize(
