@@ -1,5 +1,6 @@
 """Do our features and distances equal those of clean-fid, torch-fidelity and torchmetrics?"""
 
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -160,3 +161,11 @@ def test_torchscript_is_read_as_clean_fid_reads_it(folder: Path, inputs: Numbers
 def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Equal but for the order of summation."""
     return bool(np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max())
+
+
+def test_script_that_fails_says_why(tmp_path: Path, folder: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys, lpips, torchvision\nraise ValueError(sys.argv)")
+    with pytest.raises(RuntimeError, match=r"script\.py failed:(.|\n)*ValueError: \[.*script.py', 'one', 'two'\]"):
+        references.run(script, "one", "two")
+    assert str(references.FOLDER) not in sys.path
