@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_BLOCK = 4096  # samples that are in float64 at once
 _SYMMETRY = 1e-3  # of a covariance, relative to its largest entry: files of others hold float32
 
 
@@ -30,13 +31,15 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"features must have shape (n, d), got {tuple(features.shape)}")
     if len(features) < 2:
         raise ValueError(f"a covariance needs at least two samples, got {len(features)}: generate more pictures")
-    x = features.double()
-    if not x.isfinite().all():
-        rows = (~x.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    if not bool(features.isfinite().all()):
+        rows = (~features.isfinite()).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(f"features of {len(rows)} samples are not finite, the first is number {rows[0]}")
-    mu = x.mean(dim=0)
-    centred = x - mu
-    return mu, centred.T @ centred / (len(x) - 1)
+    mu = features.mean(dim=0, dtype=torch.float64)
+    scatter = torch.zeros(len(mu), len(mu), dtype=torch.float64, device=features.device)
+    for block in features.split(_BLOCK):
+        centred = block.double() - mu
+        scatter += centred.T @ centred
+    return mu, scatter / (len(features) - 1)
 
 
 def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> float:

@@ -21,7 +21,7 @@ SOURCES = {
     "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights",
     "inception-2015-12-05.pt": "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics",
 }
-"""Files that hold the network, best first, and where from: two state dicts, and clean-fid's TorchScript."""
+"""Files that hold the network, best first, and where from: one state dict under two names, clean-fid's TorchScript."""
 
 _DEFAULT = next(iter(SOURCES))
 

@@ -20,6 +20,13 @@ def test_gaussian_divides_by_one_less_than_n() -> None:
     assert sigma.tolist() == [[4, 2], [2, 4]]
 
 
+def test_gaussian_of_many_samples_is_that_of_all_of_them() -> None:
+    features = torch.randn(10_000, 3) * torch.tensor([1.0, 10.0, 0.1]) + torch.tensor([1000.0, 0.0, -5.0])
+    mu, sigma = gaussian(features)
+    torch.testing.assert_close(mu, features.double().mean(dim=0))
+    torch.testing.assert_close(sigma, features.double().T.cov())
+
+
 def test_gaussian_of_half_precision_is_computed_in_double() -> None:
     mu, sigma = gaussian(torch.full((4096, 1), 100.0, dtype=torch.float16))
     assert (mu.dtype, sigma.dtype) == (torch.float64, torch.float64)
