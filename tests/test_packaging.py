@@ -19,7 +19,12 @@ import diffaccel
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
-SHIPPED_WEIGHTS = ("flux_digits", "digits_checker")
+SHIPPED_WEIGHTS = {
+    "clip_digits": ".safetensors",
+    "digits_checker": ".safetensors",
+    "digits_renders": ".npz",
+    "flux_digits": ".safetensors",
+}
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,7 +103,7 @@ def test_wheel_holds_every_source_file_and_weight_and_only_one_package(wheel: Pa
     assert packed == {
         file
         for file in source_files()
-        if file.suffix == ".py" or file.name == "py.typed" or set(file.parts) & set(SHIPPED_WEIGHTS)
+        if file.suffix == ".py" or file.name == "py.typed" or SHIPPED_WEIGHTS.keys() & set(file.parts)
     }
     assert {name.parts[0] for name in packed} == {"diffaccel"}
     assert any(name.name == "LICENSE" for name in names - packed)
@@ -107,7 +112,7 @@ def test_wheel_holds_every_source_file_and_weight_and_only_one_package(wheel: Pa
 @pytest.mark.parametrize("name", SHIPPED_WEIGHTS)
 def test_weights_are_shipped_with_a_model_card(wheel: Path, name: str) -> None:
     shipped = [Path(file) for file in zipfile.ZipFile(wheel).namelist() if f"/bundled/{name}/" in file]
-    assert any(file.suffix == ".safetensors" for file in shipped)
+    assert any(file.suffix == SHIPPED_WEIGHTS[name] for file in shipped)
     assert any(file.name == "README.md" for file in shipped)
 
 

@@ -85,7 +85,7 @@ def pair_up(
         if n in plain:
             result.append(Equal(plain[n].name, method.name, "steps"))
         full = Candidate.full(subject.steps).name
-        if (name := timing.plain_at_equal_time(clock, times, steps, full, method.name)) is not None:
+        if (name := timing.plain_at_equal_time(clock, times, steps, full, method.name, n)) is not None:
             result.append(Equal(name, method.name, "time"))
     return result
 

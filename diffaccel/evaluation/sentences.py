@@ -50,8 +50,13 @@ def subtitle(result: Result) -> str:
 
 
 def headline_metrics(result: Result) -> list[Mapping[str, Any]]:
-    """The metrics that headlines speak of: the first of pairs of pictures, of distributions, of prompts."""
+    """The metrics that headlines speak of: the first of pairs of pictures, of distributions, of prompts.
+
+    Of distributions that is the distance to the full run, where there is one: it tells candidates apart long before the
+    distance to real pictures does.
+    """
     first = {metric["kind"]: metric for metric in reversed(result["metrics"])}
+    first |= {metric["kind"]: metric for metric in result["metrics"] if metric["key"] == "fid_full"}
     return [first[kind] for kind in ("pair", "distribution", "prompt") if kind in first]
 
 

@@ -132,11 +132,11 @@ def check(folder: Path, request: Mapping[str, Any], fresh: bool = False) -> None
     """Raise unless the evaluation that is asked for can use the folder; see `Store`. Nothing is written."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: give a folder")
-    if not folder.exists() or fresh:
+    if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / REQUEST).is_file():
-        if any(folder.iterdir()):
-            raise FileExistsError(f"{folder} is not empty and holds no evaluation: give another folder")
+        raise FileExistsError(f"{folder} is not empty and holds no evaluation: give another folder")
+    if fresh:
         return
     held = json.loads((folder / REQUEST).read_text())
     asked = json.loads(json.dumps(request))

@@ -48,7 +48,7 @@ th, td { padding: .45rem .65rem; border-bottom: 1px solid var(--line); text-alig
 thead th { border-bottom-color: var(--strong); font-weight: 600; vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child, td.words, thead th.words { text-align: left; }
-tbody th { font-weight: 600; white-space: normal; min-width: 8rem; max-width: 13rem; }
+tbody th { font-weight: 600; white-space: normal; min-width: 10.5rem; max-width: 14rem; }
 .numbers th:first-child { position: sticky; left: 0; background: var(--paper); }
 td small, th small { display: block; font-size: .8rem; font-weight: 400; }
 tr.fewer th { font-weight: 400; }

@@ -61,7 +61,8 @@ class Subject:
         """Pictures and latents of these rows, in one call of the pipeline."""
         with latents_of(self.pipe) as kept, candidate.applied(self.pipe):
             pictures = self.pictures(candidate, rows)
-        return Drawn(pictures, kept[-1].cpu())
+        # Class-conditional pipelines step both guidance branches together; the first half is decoded.
+        return Drawn(pictures, kept[-1][: len(pictures)].cpu())
 
     def pictures(self, candidate: Candidate, rows: slice) -> Tensor:
         """Pictures of these rows by the pipeline as it is; `candidate` only gives the number of steps."""

@@ -70,10 +70,13 @@ def guess_equal_steps(plain: Mapping[int, float], seconds: float, most: int) -> 
     return int(np.clip(np.floor((seconds - start) / slope + 1e-9), 1, most))
 
 
-def plain_at_equal_time(clock: Clock, times: Times, plain: Mapping[str, int], full: str, name: str) -> str | None:
+def plain_at_equal_time(
+    clock: Clock, times: Times, plain: Mapping[str, int], full: str, name: str, least: int
+) -> str | None:
     """The plain run with the most steps whose measured time is not above that of the candidate `name`.
 
-    Ratios to the full run are compared, each the median over rounds, since they do not drift with the machine.
+    Ratios to the full run are compared, each the median over rounds, since they do not drift with the machine. A plain
+    run that computes no more than the method cannot take longer, whatever noise says.
 
     Args:
         clock: which time counts.
@@ -81,9 +84,10 @@ def plain_at_equal_time(clock: Clock, times: Times, plain: Mapping[str, int], fu
         plain: number of steps of the plain runs by name.
         full: name of the full run.
         name: of the accelerated candidate.
+        least: steps of the plain run that computes as much as it.
     """
     limit = times[name].ratio(times[full], clock.cpu)
-    fits = [other for other in plain if times[other].ratio(times[full], clock.cpu) <= limit]
+    fits = [other for other, n in plain.items() if n <= least or times[other].ratio(times[full], clock.cpu) <= limit]
     return max(fits, key=plain.__getitem__, default=None)
 
 
