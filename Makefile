@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` and `make test`. Each first sets up what it lacks in .venv.
+# Three commands matter: `make demo`, `make evaluate` and `make test`. Each first sets up what it lacks in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,10 +10,13 @@ PROMPTS := "a red 7 on a white background" "a green 3 on a yellow background" \
 # Implementations that ours are compared with. They need torchvision, which must stay out of the environment itself.
 REFERENCES := clean-fid lpips torch-fidelity torchvision
 
-.PHONY: demo test lint format types pytest setup clean
+.PHONY: demo evaluate test lint format types pytest setup clean
 
 demo: $(VENV)/.core ## draw the same prompts without and with TaylorSeer, side by side in one picture
 	$(BIN)/diffaccel generate $(PROMPTS) --compare --interval 4 --order 2 -o demo.png
+
+evaluate: $(VENV)/.evaluate ## judge two settings of TaylorSeer: evaluation/report.html, about three minutes
+	$(BIN)/diffaccel evaluate --method taylorseer:interval=4,order=2 --method taylorseer:interval=6,order=1 -o evaluation
 
 test: $(VENV)/.dev $(VENV)/references/.complete ## lint, types and tests
 	$(BIN)/ruff check --output-format concise .
@@ -45,11 +48,16 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e .
 	@touch $@
 
+$(VENV)/.evaluate: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing diffaccel and what its metrics need into $(VENV), one to four minutes the first time"
+	$(PIP_INSTALL) -e '.[eval,report]'
+	@touch $@ $(VENV)/.core
+
 $(VENV)/.dev: pyproject.toml constraints.txt tests/torchvision_guard.py | $(BIN)/python
 	@echo "installing diffaccel and its development tools into $(VENV), one to four minutes the first time"
 	$(PIP_INSTALL) -e '.[dev]'
 	$(BIN)/python tests/torchvision_guard.py
-	@touch $@ $(VENV)/.core
+	@touch $@ $(VENV)/.core $(VENV)/.evaluate
 
 $(VENV)/references/.complete: constraints.txt Makefile | $(VENV)/.dev
 	rm -rf $(@D)
@@ -57,4 +65,4 @@ $(VENV)/references/.complete: constraints.txt Makefile | $(VENV)/.dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png evaluation

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffaccel.evaluation import field as fields
 from diffaccel.evaluation import run, timing
 from diffaccel.evaluation.candidates import Candidate, accelerations, parse_method
 from diffaccel.evaluation.measure import Measured, distributions, gain, measure, picture_estimate
@@ -159,10 +160,10 @@ def test_speed_up_is_the_median_of_rounds_with_its_range() -> None:
 
 
 def test_every_method_gets_plain_runs_of_equal_steps_and_equal_time(subject: Subject) -> None:
-    field = run.find_field(subject, [SEER], extra=[2], rows=slice(0, 2), rounds=3, progress=False)
+    field = fields.find_field(subject, [SEER], extra=[2], rows=slice(0, 2), rounds=3, progress=False)
     assert [candidate.kind for candidate in field.candidates[:2]] == ["full", "method"]
     assert {candidate.name for candidate in field.candidates[2:]} == {"2 steps"} | {pair.plain for pair in field.equal}
-    assert run.Equal("4 steps", SEER.name, "steps") in field.equal
+    assert fields.Equal("4 steps", SEER.name, "steps") in field.equal
     by_time = [pair.plain for pair in field.equal if pair.by == "time"]
     clock = Clock(cpu=True)
     full = field.times["full run, 8 steps"]
@@ -254,7 +255,7 @@ def test_a_killed_run_draws_only_what_is_missing_and_ends_with_the_same_numbers(
     tools = Tools(["psnr", "latent", "exact"])
     candidates = [Candidate.full(STEPS), SEER]
     times = {candidate.name: Timing([1.0], [1.0]) for candidate in candidates}
-    field = run.Field(candidates, {c.name: subject.work(c) for c in candidates}, times, [])
+    field = fields.Field(candidates, {c.name: subject.work(c) for c in candidates}, times, [])
 
     def numbers(folder: Path, stop_after: int | None) -> tuple[Any, int]:
         calls, draw = 0, Subject.draw
@@ -288,10 +289,10 @@ def test_times_are_recalled_for_the_same_methods_only(subject: Subject, tmp_path
     candidates = [Candidate.full(STEPS), SEER, Candidate.fewer(4)]
     work = {candidate.name: subject.work(candidate) for candidate in candidates}
     times = {candidate.name: Timing([1.0, 2.0], [0.5, 0.25]) for candidate in candidates}
-    field = run.Field(candidates, work, times, [run.Equal("4 steps", SEER.name, "steps")])
-    run.remember_field(store, {"rounds": 2}, field)
-    assert run.recalled_field(store, {"rounds": 2}, [SEER], STEPS) == field
-    assert run.recalled_field(store, {"rounds": 3}, [SEER], STEPS) is None
+    field = fields.Field(candidates, work, times, [fields.Equal("4 steps", SEER.name, "steps")])
+    fields.remember_field(store, {"rounds": 2}, field)
+    assert fields.recalled_field(store, {"rounds": 2}, [SEER], STEPS) == field
+    assert fields.recalled_field(store, {"rounds": 3}, [SEER], STEPS) is None
 
 
 # What is measured

@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> Answer:
 
 def _evaluate(args: argparse.Namespace, progress: bool) -> Answer:
     from diffaccel.commands import tools as choose
-    from diffaccel.evaluation import run as evaluation
-    from diffaccel.evaluation import store as stores
+    from diffaccel.evaluation.run import evaluate
+    from diffaccel.evaluation.store import Store
     from diffaccel.evaluation.subject import Subject
     from diffaccel.pipelines import image
 
@@ -84,21 +84,15 @@ def _evaluate(args: argparse.Namespace, progress: bool) -> Answer:
     )
     pipe.set_progress_bar_config(disable=True)
     request = describe(args, plan, subject)
-    store = stores.Store(plan.output, request, len(plan.prompts), plan.batch, args.fresh)
-    settings = {"rounds": args.rounds, "extra": args.steps_baseline, "methods": [m.folder for m in plan.methods]}
-    field = evaluation.recalled_field(store, settings, plan.methods, plan.steps)
-    if field is None:
-        rows, extra = slice(min(plan.batch, len(plan.prompts))), args.steps_baseline or []
-        field = evaluation.find_field(subject, plan.methods, extra, rows, args.rounds, progress)
-        evaluation.remember_field(store, settings, field)
-    evaluation.generate(subject, store, field, progress)
-    measured = evaluation.measure_all(subject, store, field, tools, progress)
+    store = Store(plan.output, request, len(plan.prompts), plan.batch, args.fresh)
+    extra = args.steps_baseline or ()
+    field, found = evaluate(subject, plan.methods, tools, store, extra, args.rounds, progress)
     data = {
         "schema": 1,
         "command": "diffaccel " + " ".join(sys.argv[1:]),
         "request": request,
         **choose.as_data(tools),
-        **evaluation.result(subject, field, tools, measured, progress),
+        **found,
         "environment": environment(),
     }
     saved = []
@@ -130,12 +124,13 @@ def finish(
 def make_plan(args: argparse.Namespace) -> Plan:
     """The plan; ValueError or UsageError for whatever can be refused before weights are loaded."""
     from diffaccel.evaluation.candidates import accelerations
-    from diffaccel.evaluation.store import writable
+    from diffaccel.evaluation.store import check_folder, writable
     from diffaccel.pipelines import image
 
     texts = args.method or [METHOD]
     accelerations(texts, "", 1)  # for its errors: which preset they take is known once the model's class is
     source, output = locate(args.model), Path(args.output or OUTPUT)
+    check_folder(output)
     if not writable(output):
         raise UsageError(f"-o {output} cannot be written: choose another place")
     is_bundled = args.model in bundled.NAMES

@@ -130,13 +130,8 @@ class Store:
 
 def check(folder: Path, request: Mapping[str, Any], fresh: bool = False) -> None:
     """Raise unless the evaluation that is asked for can use the folder; see `Store`. Nothing is written."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: give a folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / REQUEST).is_file():
-        raise FileExistsError(f"{folder} is not empty and holds no evaluation: give another folder")
-    if fresh:
+    check_folder(folder)
+    if fresh or not (folder / REQUEST).is_file():
         return
     held = json.loads((folder / REQUEST).read_text())
     asked = json.loads(json.dumps(request))
@@ -145,6 +140,14 @@ def check(folder: Path, request: Mapping[str, Any], fresh: bool = False) -> None
             f"{folder} holds an evaluation with another {' and another '.join(different)}: give another folder with "
             "-o, or --fresh to replace it"
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise FileExistsError if the folder is there and holds something else than an evaluation."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / REQUEST).is_file():
+        raise FileExistsError(f"{folder} is not empty and holds no evaluation: give another folder")
 
 
 def writable(folder: Path) -> bool:
