@@ -21,6 +21,7 @@ from diffaccel.pipelines import bundled
 from tests.small_extractor import Small
 
 IDENTITY = Identity("net", 3, 8, "none", -1.0, 1.0, "0" * 64)
+DTYPES = (torch.float32, torch.int32)
 HERE = "tests.test_extractor"
 
 
@@ -75,7 +76,8 @@ def test_digits_are_the_features_of_the_checker() -> None:
     torch.testing.assert_close(features.pooled, expected)
     assert (features.spatial, features.logits) == (None, None)
     assert extractor.identity == Identity("fd_digits", 192, 32, "none", -1, 1, fingerprint(bundled.checker()))
-    assert not features.pooled.is_inference()
+    assert not features.pooled.requires_grad
+    assert not features.pooled.is_inference()  # its owner may change it
 
 
 def test_digits_of_another_size_are_refused_unless_a_resize_is_asked_for() -> None:
@@ -229,6 +231,8 @@ def test_fingerprint_sees_numbers_and_names_but_no_counters() -> None:
         other.bias[1] = torch.nextafter(other.bias[1], torch.tensor(1.0))
     assert fingerprint(norm) == fingerprint(same)
     assert len({fingerprint(module) for module in (norm, other, nn.Sequential(norm), nn.BatchNorm1d(3).half())}) == 4
+    zeros = [nn.ParameterDict({"weight": nn.Parameter(torch.zeros(2).to(t), requires_grad=False)}) for t in DTYPES]
+    assert len({fingerprint(module) for module in zeros}) == 2
 
 
 def test_bytes_are_rounded_as_in_a_picture_file() -> None:

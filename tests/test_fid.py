@@ -23,8 +23,8 @@ def test_gaussian_divides_by_one_less_than_n() -> None:
 def test_gaussian_of_many_samples_is_that_of_all_of_them() -> None:
     features = torch.randn(10_000, 3) * torch.tensor([1.0, 10.0, 0.1]) + torch.tensor([1000.0, 0.0, -5.0])
     mu, sigma = gaussian(features)
-    torch.testing.assert_close(mu, features.double().mean(dim=0))
-    torch.testing.assert_close(sigma, features.double().T.cov())
+    torch.testing.assert_close(mu, features.double().mean(dim=0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sigma, features.double().T.cov(), rtol=1e-9, atol=1e-12)
 
 
 def test_gaussian_of_half_precision_is_computed_in_double() -> None:
@@ -66,7 +66,9 @@ def test_a_shift_counts_as_its_square_whatever_the_covariance() -> None:
 def test_is_symmetric_and_zero_for_equals_whatever_the_rank(rank: int) -> None:
     a, b, mu = covariance(40, rank, seed=1), covariance(40, 40, seed=2), torch.zeros(40)
     assert frechet_distance(mu, a, mu, b) == pytest.approx(frechet_distance(mu, b, mu, a), rel=1e-7)
-    assert 0 <= frechet_distance(mu, a, mu, a) < 1e-6 * a.trace()
+    distances = [frechet_distance(mu, a, mu, a) for a in (covariance(40, rank, seed) for seed in range(20))]
+    assert min(distances) >= 0  # rounding goes either way
+    assert max(distances) < 1e-9 * a.trace()
 
 
 def test_a_set_without_variance_leaves_the_variance_of_the_other() -> None:
