@@ -22,6 +22,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from diffaccel.pipelines.bundled.digits.captions import LAYOUTS, Scene, scenes
 from diffaccel.pipelines.bundled.digits.checker import HEADS, held_out_renders
 from diffaccel.pipelines.bundled.digits.data import SIZE, Renderer, blemish, paint, scene_table
+from diffaccel.pipelines.bundled.digits.export import readable
 from diffaccel.pipelines.bundled.digits.text import token_ids
 from diffaccel.pipelines.bundled.digits.tokenizers import CLIP_LENGTH, clip_tokenizer
 
@@ -158,6 +159,7 @@ def train_clip(output: Path, minutes: float, seed: int = 0, keep_every: float = 
     bar.close()
     model.eval().half().save_pretrained(output)
     processor().save_pretrained(output)
+    readable(output)
     model.float()
     return model
 
@@ -209,11 +211,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = train_clip(arguments.output, arguments.minutes)
+    train_clip(arguments.output, arguments.minutes)
     found = gates(CLIPModel.from_pretrained(arguments.output).float().eval(), arguments.pictures)
     (arguments.output / "gates.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
-    del model
 
 
 if __name__ == "__main__":

@@ -38,8 +38,15 @@ def export(output: Path, to: Path) -> None:
     _without_derived(folder / "vae" / "config.json")
     (folder / "call_defaults.json").write_text(json.dumps(call_defaults(GUIDANCE), indent=2) + "\n")
     shutil.copytree(output / "checker", to / "digits_checker", dirs_exist_ok=True)
+    readable(to)
     samples = trainer.iteration * trainer.recipe.batch
     print(f"exported iteration {trainer.iteration} ({samples} samples, {trainer.seconds / 60:.1f} minutes) to {folder}")
+
+
+def readable(folder: Path) -> None:
+    """Let everybody read the weights, which safetensors writes for their owner only."""
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
 
 
 def _without_derived(config: Path) -> None:
