@@ -125,7 +125,7 @@ class Tools:
                 if name == "fid" and self.reference.statistics is not None and not folder:
                     about = "Fréchet distance of features to the full run's pictures of the same seeds."
                     result.append(
-                        Metric("fid_full", f"{result[-1].label} to full", "", "lower", "distribution", about, 2)
+                        Metric("fid_full", f"{result[-1].label} to full", "", "lower", "distribution", about, 3)
                     )
         return result
 
