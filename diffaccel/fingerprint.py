@@ -91,7 +91,8 @@ def weights_digest(network: nn.Module) -> str:
         # Quantized weights are classes of their own, or whole numbers: those count by name and shape.
         if type(weight) is Tensor and weight.is_floating_point() and weight.element_size() > 1:
             flat = weight.reshape(-1)
-            places = torch.arange(min(_VALUES, len(flat)), device=flat.device) * len(flat) // _VALUES
+            read = min(_VALUES, len(flat))
+            places = torch.arange(read, device=flat.device) * len(flat) // max(read, 1)
             values = flat[places].to("cpu", torch.bfloat16)
             hasher.update(values.view(torch.int16).numpy().tobytes())
     return hasher.hexdigest()[:16]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from diffaccel.descriptors import KINDS, descriptors
+from diffaccel.feature import dims_axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +169,29 @@ class Moments:
             raise ValueError(f"no moments of steps {missing}: recorded were {self.steps[0]} to {self.steps[-1]}")
         places = {step: row for row, step in enumerate(self.steps)}
         return [places[step] for step in steps]
+
+
+def subset(tensor: Tensor, tokens: int) -> Tensor:
+    """A copy of at most `tokens` evenly spaced tokens of each sample, shape (samples, tokens, dims).
+
+    Args:
+        tensor: a feature; dims lie where `diffaccel.feature.dims_axis` says, the batch comes first.
+        tokens: at least 1.
+    """
+    if dims_axis(tensor) < tensor.ndim - 1:
+        flat = tensor.flatten(2)
+        return flat.index_select(2, _places(flat.shape[2], tokens, flat.device)).mT
+    flat = tensor.view(1, 1, -1) if tensor.ndim == 1 else tensor.unsqueeze(1) if tensor.ndim == 2 else tensor
+    return flat.index_select(1, _places(flat.shape[1], tokens, flat.device))
+
+
+@lru_cache(maxsize=256)
+def _places(length: int, tokens: int, device: torch.device) -> Tensor:
+    """Evenly spaced places, first and last among them, so that rows of pictures are met at changing columns."""
+    kept = min(length, tokens)
+    if kept == 1:
+        return torch.tensor([length // 2], device=device)
+    return torch.arange(kept, device=device) * (length - 1) // (kept - 1)
 
 
 def _kept(tensor: Tensor) -> Tensor:

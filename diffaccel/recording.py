@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffaccel.clock import Moment, PipelineClock, TimeArgument
+from diffaccel.descriptors import LEAST_STEPS
 from diffaccel.feature import Feature, dims_axis
 from diffaccel.fingerprint import Fingerprint
-from diffaccel.moments import Moments
+from diffaccel.moments import Moments, subset
 from diffaccel.patch import Patch
 from diffaccel.session import check_free
 from diffaccel.sites import sites
@@ -72,11 +73,13 @@ class Recorder:
             return
         for track in self._tracks.values():
             track.forget()
+        if moment.steps < LEAST_STEPS:
+            raise ValueError(f"a run of {moment.steps} steps is too short to be recorded: make at least {LEAST_STEPS}")
         fingerprints = {}
         for name, track in self._tracks.items():
             check_free(track.network)
             now = Fingerprint.of(track.network, self.pipe.scheduler, moment.steps, self.level)
-            if name in self._fingerprints and (found := self._fingerprints[name].differences(now)):
+            if self.runs and (found := self._fingerprints[name].differences(now)):
                 raise ValueError(
                     f"the runs recorded so far had another {' and another '.join(found)}: "
                     "record each kind in a trace of its own"
@@ -89,11 +92,8 @@ class Recorder:
     def _finish(self) -> None:
         """A run is complete: add its moments, those of all sites or none."""
         try:
-            new = {
-                (name, site): moments
-                for name, track in self._tracks.items()
-                for site, moments in track.moments().items()
-            }
+            tracks = self._tracks.items()
+            new = {(name, site): moments for name, track in tracks for site, moments in track.moments().items()}
         finally:
             for track in self._tracks.values():
                 track.forget()
@@ -103,10 +103,8 @@ class Recorder:
         if self.runs:
             if new.keys() != self._totals.keys():
                 raise ValueError("this run used other networks than the ones recorded before it: record them apart")
-            new = {
-                key: [a.merged(b) for a, b in zip(self._totals[key], moments, strict=True)]
-                for key, moments in new.items()
-            }
+            pairs = {key: zip(self._totals[key], moments, strict=True) for key, moments in new.items()}
+            new = {key: [one.merged(other) for one, other in pair] for key, pair in pairs.items()}
         self._totals = new
         self.runs += 1
 
@@ -162,7 +160,7 @@ class Track:
     def _pooled(self, i: int, branches: list[Series]) -> list[Moments]:
         """The moments of each leaf of a site, guidance branches pooled."""
         result = []
-        steps = tuple(next(iter(branches[0].values())))
+        steps = tuple(next(iter(branches[0].values()), ()))
         for leaf in branches[0]:
             if any(tuple(branch.get(leaf, ())) != steps for branch in branches):
                 raise RuntimeError(
@@ -249,26 +247,3 @@ def recording(pipe: Any, level: str = "model", tokens: int = 64) -> Iterator[Rec
         yield recorder
     finally:
         recorder.detach()
-
-
-def subset(tensor: Tensor, tokens: int) -> Tensor:
-    """A copy of at most `tokens` evenly spaced tokens of each sample, shape (samples, tokens, dims).
-
-    Args:
-        tensor: a feature; dims lie where `diffaccel.feature.dims_axis` says, the batch comes first.
-        tokens: at least 1.
-    """
-    if dims_axis(tensor) < tensor.ndim - 1:
-        flat = tensor.flatten(2)
-        return flat.index_select(2, _places(flat.shape[2], tokens, flat.device)).mT
-    flat = tensor.view(1, 1, -1) if tensor.ndim == 1 else tensor.unsqueeze(1) if tensor.ndim == 2 else tensor
-    return flat.index_select(1, _places(flat.shape[1], tokens, flat.device))
-
-
-@lru_cache(maxsize=256)
-def _places(length: int, tokens: int, device: torch.device) -> Tensor:
-    """Evenly spaced places, first and last among them, so that rows of pictures are met at changing columns."""
-    kept = min(length, tokens)
-    if kept == 1:
-        return torch.tensor([length // 2], device=device)
-    return torch.arange(kept, device=device) * (length - 1) // (kept - 1)

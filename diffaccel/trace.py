@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from diffaccel.fingerprint import Fingerprint
 from diffaccel.moments import Moments
 
 FORMAT = 1
-_TENSORS = tuple(field.name for field in fields(Moments) if field.type == "Tensor")
-_PLAIN = tuple(field.name for field in fields(Moments) if field.type != "Tensor")
+_TENSORS = tuple(part.name for part in fields(Moments) if part.type == "Tensor")
+_PLAIN = tuple(part.name for part in fields(Moments) if part.type != "Tensor")
 
 Networks = Mapping[str, Mapping[str, list[Moments]]]  # by name of the network, by name of the site, one a leaf
 
@@ -37,12 +37,14 @@ class Trace:
         fingerprints: by name of the denoiser, what the statistics are of.
         runs: number of runs.
         tokens: at most so many tokens of a sample were read, evenly spaced.
+        notes: what was worked out from the statistics, as plain data; kept in the file.
     """
 
     networks: Networks
     fingerprints: Mapping[str, Fingerprint]
     runs: int
     tokens: int
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -80,7 +82,7 @@ class Trace:
         path = Path(path)
         layout = {
             name: {
-                site: [{field: getattr(m, field) for field in _PLAIN} for m in leaves] for site, leaves in of.items()
+                site: [{name: getattr(m, name) for name in _PLAIN} for m in leaves] for site, leaves in of.items()
             }
             for name, of in self.networks.items()
         }
@@ -90,6 +92,7 @@ class Trace:
             "tokens": self.tokens,
             "fingerprints": {name: mark.as_dict() for name, mark in self.fingerprints.items()},
             "networks": layout,
+            "notes": self.notes,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -131,7 +134,7 @@ class Trace:
             for name, of in header["networks"].items()
         }
         fingerprints = {name: Fingerprint(**mark) for name, mark in header["fingerprints"].items()}
-        return cls(networks, fingerprints, header["runs"], header["tokens"])
+        return cls(networks, fingerprints, header["runs"], header["tokens"], header["notes"])
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
