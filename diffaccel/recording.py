@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from diffaccel.patch import Patch
 from diffaccel.session import check_free
 from diffaccel.sites import sites
 from diffaccel.trace import Trace, denoisers
+
+logger = logging.getLogger("diffaccel")
 
 Series = dict[int, dict[int, Tensor]]  # by leaf and step, shape (samples, tokens, dims)
 
@@ -90,16 +93,17 @@ class Recorder:
             self._fingerprints = fingerprints
 
     def _finish(self) -> None:
-        """A run is complete: add its moments, those of all sites or none."""
+        """The last step of a run is done: add its moments, those of all sites or none."""
         try:
+            # A run cut off earlier may be stepped on by another pipeline that shares the scheduler.
+            if missed := set(range(self.clock.steps)).difference(*(track.steps for track in self._tracks.values())):
+                logger.warning("a run was not recorded: no network was called at steps %s", sorted(missed))
+                return
             tracks = self._tracks.items()
             new = {(name, site): moments for name, track in tracks for site, moments in track.moments().items()}
         finally:
             for track in self._tracks.values():
                 track.forget()
-        if not new:  # another pipeline stepped a scheduler it shares with this one
-            return
-        self._check_covered(new.values())
         if self.runs:
             if new.keys() != self._totals.keys():
                 raise ValueError("this run used other networks than the ones recorded before it: record them apart")
@@ -107,11 +111,6 @@ class Recorder:
             new = {key: [one.merged(other) for one, other in pair] for key, pair in pairs.items()}
         self._totals = new
         self.runs += 1
-
-    def _check_covered(self, recorded: Iterable[list[Moments]]) -> None:
-        seen = {step for moments in recorded for leaf in moments for step in leaf.steps}
-        if missed := sorted(set(range(self.clock.steps)) - seen):
-            raise RuntimeError(f"the pipeline called no network at steps {missed}: record it without other caches")
 
 
 class Track:
@@ -122,6 +121,7 @@ class Track:
         self.network, self.recorder = network, recorder
         self.sites = sites(network, recorder.level)
         self._time = TimeArgument(network)
+        self.steps: set[int] = set()  # those of the run in progress in which the network was called
         self._moment: Moment | None = None  # of the call in progress; None outside of one
         self._series: dict[tuple[int, str], Series] = {}  # by site and branch
         self._axes: dict[tuple[int, int], int] = {}  # of the dimensions, by site and leaf
@@ -148,7 +148,7 @@ class Track:
 
     def forget(self) -> None:
         """Drop the features of the run in progress."""
-        self._series = {}
+        self._series, self.steps = {}, set()
 
     def moments(self) -> dict[str, list[Moments]]:
         """By site, the moments of each leaf in the run that is complete; empty if the network was not called."""
@@ -185,6 +185,7 @@ class Track:
     def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         moment, self._moment = self._moment, None
         assert moment is not None
+        self.steps.add(moment.step)
         missed = [site.name for i, site in enumerate(self.sites) if (i, moment.branch) not in self._series]
         if missed:
             raise RuntimeError(

@@ -81,9 +81,7 @@ class Trace:
         """Write a safetensors file, whole or not at all."""
         path = Path(path)
         layout = {
-            name: {
-                site: [{name: getattr(m, name) for name in _PLAIN} for m in leaves] for site, leaves in of.items()
-            }
+            name: {site: [{part: getattr(m, part) for part in _PLAIN} for m in leaves] for site, leaves in of.items()}
             for name, of in self.networks.items()
         }
         header = {

@@ -268,6 +268,42 @@ def test_another_pipeline_on_the_same_scheduler_is_not_recorded() -> None:
     assert equal(recorder.trace(), record(one))
 
 
+def test_a_cut_off_run_that_another_pipeline_steps_on_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    one, two = tiny.flux(1), tiny.flux(2)
+    two.scheduler = one.scheduler
+    with recording(one) as recorder:
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run_flux(one, guidance=True, callback_on_step_end=cancel)
+        tiny.run_flux(two, steps=5)
+        assert "no network was called at steps [5, 6, 7]" in caplog.text
+        tiny.run_flux(one)
+    assert equal(recorder.trace(), record(one))
+
+
+def test_a_run_in_which_a_call_was_repeated_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tiny.flux()
+    calls = iter(range(1000))
+
+    def fail(*_: Any) -> None:
+        if next(calls) == 4:
+            raise MemoryError
+
+    class Retrying(type(pipe.transformer)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().__call__(*args, **kwargs)
+            except MemoryError:
+                return super().__call__(*args, **kwargs)
+
+    pipe.transformer.__class__ = Retrying
+    pipe.transformer.single_transformer_blocks[0].register_forward_hook(fail)
+    with recording(pipe) as recorder:
+        tiny.run_flux(pipe)
+        assert recorder.runs == 0
+        tiny.run_flux(pipe)
+    assert equal(recorder.trace(), record(pipe))
+
+
 def test_solvers_that_visit_a_time_twice_have_more_steps() -> None:
     pipe = tiny.stable_diffusion()
     pipe.scheduler = HeunDiscreteScheduler()
@@ -419,12 +455,18 @@ def test_a_trace_of_something_else_is_refused(saved: Path) -> None:
     configured.register_to_config(patch_size=2)
     biased = tiny.flux_transformer()
     biased.proj_out.bias.data[:] += 0.5
+    partly = tiny.flux_transformer()
+    partly.proj_out.weight.data[8:] *= 2
+    adapted = tiny.flux_transformer()
+    adapted.register_parameter("adapter", torch.nn.Parameter(torch.zeros(0)))
     static = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=False)
     for pipe, steps, level, message in [
         (tiny.flux(), 9, "model", r"another number of steps \(8, now 9\).*diffaccel calibrate"),
         (tiny.flux(), 8, "block", r"another level of sites \(model, now block\)"),
         (tiny.flux(seed=1), 8, "model", r"another weights"),
         (tiny.flux(transformer=biased), 8, "model", r"another weights"),
+        (tiny.flux(transformer=partly), 8, "model", r"another weights"),
+        (tiny.flux(transformer=adapted), 8, "model", r"another weights"),
         (tiny.flux(transformer=configured), 8, "model", r"another network config"),
         (scheduled(DDIMScheduler()), 8, "model", r"another scheduler class \(FlowMatchEuler.*now DDIMScheduler\)"),
         (scheduled(static), 8, "model", r"another scheduler config"),
