@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from diffaccel.clock import Clock, PipelineClock
-from diffaccel.methods import Method, resolve
+from diffaccel.methods import Calibrated, Method, of_network, resolve
 from diffaccel.plan import Plan
 from diffaccel.report import Report
-from diffaccel.session import Session
+from diffaccel.session import Session, check_free
 
 Pipeline = TypeVar("Pipeline")
 
@@ -35,7 +35,7 @@ class Acceleration:
         self.method = method
         self._clock, self._pipe = clock, pipe
         # Everything that can be refused is refused here, before anything is attached.
-        self._sessions = {name: Session(network, method, clock) for name, network in networks.items()}
+        self._sessions = {name: Session(network, of_network(method, name), clock) for name, network in networks.items()}
         for session in self._sessions.values():
             session.attach()
         if pipe is not None:
@@ -115,6 +115,10 @@ def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **o
             f"{', '.join(DENOISERS)}"
         )
     chosen = resolve(method, type(pipe).__name__, options)
+    for network in networks.values():
+        check_free(network)
+    if isinstance(chosen, Calibrated):
+        chosen = chosen.calibrated(pipe)
     Acceleration(chosen, networks, PipelineClock(pipe), pipe)
     return pipe
 

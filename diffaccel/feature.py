@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,35 @@ def weighted_sum(anchors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total.to(anchors[0].dtype)
 
 
+def weighted_sum_by_dimension(anchors: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """sum_j weights[j, d] * anchors[j] for every feature dimension d, in float32, returned in the anchors' dtype.
+
+    Args:
+        anchors: tensors of one shape and dtype, newest first.
+        weights: shape (anchors, dims), float32, on their device; columns sum to 1 or not, as the method likes.
+
+    Raises:
+        ValueError: the features have another number of dimensions than there are weights for.
+    """
+    axis, dims = dims_axis(anchors[0]), weights.shape[1]
+    if anchors[0].shape[axis] != dims:
+        raise ValueError(
+            f"a feature of shape {tuple(anchors[0].shape)} has {anchors[0].shape[axis]} dimensions, the calibration is "
+            f"for {dims}: calibrate this model anew with `diffaccel calibrate`"
+        )
+    shape = [1] * anchors[0].ndim
+    shape[axis] = dims
+    total = anchors[0].float() * weights[0].view(shape)
+    for anchor, row in zip(anchors[1:], weights[1:], strict=True):
+        total.addcmul_(anchor.float(), row.view(shape))
+    return total.to(anchors[0].dtype)
+
+
+def dims_axis(tensor: Tensor) -> int:
+    """The axis of feature dimensions: channels of pictures and videos come second, those of tokens last."""
+    return 1 if tensor.ndim >= 4 else tensor.ndim - 1
+
+
 class Feature:
     """The output of a site at one step: its tensors, by reference, and the structure that held them."""
 
@@ -51,16 +80,23 @@ class Feature:
         ]
 
 
-def forecast(anchors: Sequence[Feature], weights: Sequence[float]) -> Any:
-    """The output a site would return: every floating-point tensor forecast, all else as the newest anchor had it."""
+def forecast(anchors: Sequence[Feature], weights: Sequence[float] | Mapping[int, Tensor]) -> Any:
+    """The output a site would return: every floating-point tensor forecast, all else as the newest anchor had it.
+
+    Args:
+        anchors: newest first.
+        weights: one per anchor, or by leaf one per anchor and feature dimension, shape (anchors, dims).
+    """
     newest: Feature = anchors[0]
     spec: TreeSpec = newest.spec
-    leaves = [
-        weighted_sum([anchor.leaves[i] for anchor in anchors], weights)
-        if isinstance(leaf, Tensor) and leaf.is_floating_point()
-        else leaf
-        for i, leaf in enumerate(newest.leaves)
-    ]
+    leaves = list(newest.leaves)
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            held = [anchor.leaves[i] for anchor in anchors]
+            if isinstance(weights, Mapping):
+                leaves[i] = weighted_sum_by_dimension(held, weights[i])
+            else:
+                leaves[i] = weighted_sum(held, weights)
     return tree_unflatten(leaves, spec)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffaccel.clock import Clock, Moment, TimeArgument
+from diffaccel.dimensions import ByDimension
 from diffaccel.feature import Feature, forecast, stand_in, storage_bytes
 from diffaccel.forecast import Forecaster
 from diffaccel.methods import Method, written_out
@@ -43,7 +44,7 @@ class Session:
         check_free(network)
         self.network, self.method, self.clock = network, method, clock
         self.sites = sites(network, method.level)
-        self.forecasters = [method.forecaster(site) for site in self.sites]
+        self.forecasters: list[Forecaster | ByDimension] = []  # by site, of the run in progress
         self.plan: Plan | None = None
         self._time = TimeArgument(network)
         self._run = -1
@@ -54,6 +55,7 @@ class Session:
         self._shapes: dict[str, list[torch.Size]] = {}  # of the arguments, by branch
         self._computed: Counter[tuple[int, str]] = Counter()
         self._skipped: Counter[tuple[int, str]] = Counter()
+        self._weights: dict[tuple[int, tuple[int, ...], int], Any] = {}  # by site, anchor times and time
         self._steps, self._memory = 0, 0
         self._stopwatch = Stopwatch()
         self._patches: list[Patch] = []
@@ -135,12 +137,21 @@ class Session:
         self._skipped.clear()
         self._stopwatch.reset()
         self._steps = 0
-        self.plan = self.method.plan(self.sites, moment.steps)
-        self.plan.check(moment.steps, self.sites)
+        self.plan, self.forecasters = self._prepared(moment.steps)
         if all(all(row) for row in self.plan.rows):
             logger.warning(
                 "nothing is skipped: %s computes all %d steps of this run", written_out(self.method), moment.steps
             )
+
+    def _prepared(self, steps: int) -> tuple[Plan, list[Forecaster | ByDimension]]:
+        """Plan and forecasters of a run of so many steps; those of the last run if it had as many."""
+        if self.forecasters and self.plan is not None and self.plan.steps == steps:
+            return self.plan, self.forecasters
+        self.forecasters = []
+        self._weights.clear()
+        plan = self.method.plan(self.sites, steps)
+        plan.check(steps, self.sites)
+        return plan, [self.method.forecaster(site, steps) for site in self.sites]
 
     def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """The call of the network ends well; one that fails does not come here."""
@@ -173,10 +184,21 @@ class Session:
                 return output
             self._skipped[key] += 1
             anchors = self._anchors[key]
-            weights = _weights(self.forecasters[i], tuple(step for step, _ in anchors), moment.step)
-            return forecast([feature for _, feature in anchors], weights)
+            return forecast([feature for _, feature in anchors], self._weights_of(i, anchors, moment.step))
 
         return call
+
+    def _weights_of(self, i: int, anchors: Anchors, step: int) -> Any:
+        """The weights of a forecast at site `i`, worked out once for all runs of this many steps."""
+        key = (i, tuple(step for step, _ in anchors), step)
+        if key not in self._weights:
+            forecaster, times = self.forecasters[i], [float(time) for time in key[1]]
+            if isinstance(forecaster, ByDimension):
+                device = anchors[0][1].tensors[0].device
+                self._weights[key] = forecaster.weights(times, float(step), device)
+            else:
+                self._weights[key] = tuple(float(w) for w in forecaster.weights(times, float(step)))
+        return self._weights[key]
 
     def _keep(self, key: tuple[int, str], step: int, feature: Feature) -> None:
         """`feature` becomes the newest anchor; at most `order + 1` are kept."""
@@ -221,11 +243,6 @@ def check_free(network: nn.Module) -> None:
             )
     if getattr(network, "is_cache_enabled", False):
         raise ValueError(f"this {type(network).__name__} already has a diffusers cache: call its disable_cache() first")
-
-
-@lru_cache(maxsize=1024)
-def _weights(forecaster: Forecaster, times: tuple[int, ...], t: int) -> tuple[float, ...]:
-    return tuple(float(w) for w in forecaster.weights([float(time) for time in times], float(t)))
 
 
 def _by_branch(counts: Counter[tuple[int, str]], site: int) -> dict[str, int]:

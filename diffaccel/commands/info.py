@@ -92,7 +92,7 @@ def describe(network: nn.Module, method: Method, shape: Shape) -> dict[str, Any]
             continue
         levels[level] = {"sites": [site.name for site in found]}
         if unpredicted is None:
-            anchors = max(method.forecaster(site).order for site in found) + 1
+            anchors = method.order + 1
             one = footprint(network, inputs, level)
             levels[level] |= {"features": one.features, "bytes_per_anchor": one.bytes, "bytes": one.bytes * anchors}
     return {
@@ -117,7 +117,7 @@ def plan_data(network: nn.Module, method: Method, steps: int) -> dict[str, Any]:
         plan = method.plan(found, steps)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    order = max(method.forecaster(site).order for site in found)
+    order = method.order
     rows = [plan.computed(i) for i in range(len(plan.rows))]
     result = {"method": written_out(method), "level": method.level, "order": order, "steps": steps, "plan": rows}
     return result | {"computed": computed_steps(plan), "bound": plan.bound, "plan_text": str(plan)}

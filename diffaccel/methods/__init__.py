@@ -6,13 +6,16 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from diffaccel.forecast import Forecaster
+from diffaccel.methods.fitted import Fitted
+from diffaccel.methods.hyca import HyCa
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
 
 if TYPE_CHECKING:
+    from diffaccel.dimensions import ByDimension
     from diffaccel.sites import Site
 
 
@@ -25,14 +28,36 @@ class Method(Protocol):
     def level(self) -> str:
         """Level of sites, see `diffaccel.sites`."""
 
+    @property
+    def order(self) -> int:
+        """Anchors a forecast uses, less one."""
+
     def plan(self, sites: Sequence[Site], steps: int) -> Plan:
         """Who computes when in a run of `steps` steps."""
 
-    def forecaster(self, site: Site) -> Forecaster:
-        """The rule by which the feature of `site` is forecast."""
+    def forecaster(self, site: Site, steps: int) -> Forecaster | ByDimension:
+        """The rule by which the feature of `site` is forecast in a run of `steps` steps."""
 
 
-METHODS: Mapping[str, type[TaylorSeer]] = MappingProxyType({"taylorseer": TaylorSeer})
+METHODS: Mapping[str, type[TaylorSeer | HyCa | Fitted]] = MappingProxyType(
+    {"taylorseer": TaylorSeer, "hyca": HyCa, "fitted": Fitted}
+)
+
+
+@runtime_checkable
+class Calibrated(Method, Protocol):
+    """A method that learns from a calibration of the pipeline."""
+
+    def calibrated(self, pipe: Any) -> Method:
+        """The method with its calibration found and checked, or made."""
+
+    def for_network(self, name: str) -> Method:
+        """The method for one of a pipeline's denoisers."""
+
+
+def of_network(method: Method, name: str) -> Method:
+    """The method for one of a pipeline's denoisers; most do not tell them apart."""
+    return method.for_network(name) if isinstance(method, Calibrated) else method
 
 
 def resolve(method: str | Method, pipeline: str, options: Mapping[str, Any]) -> Method:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.forecast import Forecaster, Hold, Newton, Taylor
+from diffaccel.methods.checks import check_whole
 from diffaccel.plan import Plan
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ class TaylorSeer:
     schedule: Plan | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("interval", 1), ("order", 0), ("warmup", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        check_whole(self, interval=1, order=0, warmup=1)
         if self.forecast not in FORECASTS:
             raise ValueError(f"unknown forecast {self.forecast!r}: choose one of {', '.join(FORECASTS)}")
         if self.schedule is not None and not isinstance(self.schedule, Plan):
@@ -83,7 +81,7 @@ class TaylorSeer:
         """One row for all `sites`."""
         return self.schedule or Plan.every(self.interval, steps, self.warmup, self.last)
 
-    def forecaster(self, site: Site) -> Forecaster:
+    def forecaster(self, site: Site, steps: int) -> Forecaster:
         """The same rule for every site."""
         if self.order == 0:
             return Hold()

@@ -1,0 +1,166 @@
+"""Calibrations: traces of a pipeline with what was worked out from them, found, checked and handed to methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffaccel.clusters import COUNTS, cluster
+from diffaccel.moments import Moments
+from diffaccel.pipelines.source import call_defaults
+from diffaccel.recording import recording
+from diffaccel.response import responses
+from diffaccel.trace import Trace
+
+NAME = "calibration-{level}-{steps}.safetensors"
+COMMAND = "make one with `diffaccel calibrate MODEL --prompts FILE`, or give calibration=[prompts]"
+
+Source = Trace | str | Path | Sequence[str] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Traces of one pipeline at one level, by number of steps."""
+
+    traces: Mapping[int, Trace]
+
+    def __repr__(self) -> str:
+        return f"Calibration({', '.join(map(str, sorted(self.traces)))} steps)"
+
+    def trace(self, steps: int) -> Trace:
+        """The trace of runs of so many steps.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if steps not in self.traces:
+            held = ", ".join(map(str, sorted(self.traces)))
+            raise ValueError(
+                f"this pipeline was calibrated for {held} steps, this run has {steps}: call the pipeline with "
+                f"num_inference_steps={min(self.traces)}, or calibrate it with `diffaccel calibrate --steps {steps}`"
+            )
+        return self.traces[steps]
+
+    def moments(self, network: str | None, site: str, steps: int) -> list[Moments]:
+        """Statistics of what a site returns, one a floating-point tensor.
+
+        Args:
+            network: its name in the pipeline; None for a network of its own.
+            site: name of the site.
+            steps: of the run.
+        """
+        networks = self.trace(steps).networks
+        sites = networks[network] if network is not None else next(iter(networks.values()))
+        if site not in sites:
+            raise ValueError(f"the calibration has no statistics of {site}: {COMMAND}")
+        return sites[site]
+
+    def labels(self, network: str | None, site: str, leaf: int, clusters: int, steps: int) -> list[int]:
+        """The cluster of each dimension of a feature.
+
+        Raises:
+            ValueError: the calibration does not hold so many clusters.
+        """
+        notes = self.trace(steps).notes["clusters"]
+        found = (notes[network] if network is not None else next(iter(notes.values())))[site][str(leaf)]
+        if str(clusters) not in found:
+            raise ValueError(f"clusters must be one of {', '.join(found)}, got {clusters}")
+        return list(found[str(clusters)])
+
+    def responses(self, steps: int) -> list[float]:
+        """How much the result moves with the network's output at each step, see `diffaccel.response`."""
+        return list(self.trace(steps).notes["responses"])
+
+    def tuned(self, interval: int, steps: int) -> tuple[int, float] | None:
+        """Anchors and feedback that were best at this interval, see `diffaccel.tuning`; None where not tuned."""
+        found = self.trace(steps).notes.get("tuned", {}).get(str(interval))
+        return None if found is None else (int(found["anchors"]), float(found["feedback"]))
+
+
+def record(
+    pipe: Any, prompts: Sequence[str], steps: int | None = None, level: str = "model", batch: int = 16, seed: int = 0
+) -> Trace:
+    """A trace of uncached runs of a text-to-image or class-to-image pipeline, with the clusters of all dimensions.
+
+    Args:
+        pipe: the pipeline; it is left as it was.
+        prompts: one a picture.
+        steps: of each run; the pipeline's default if None.
+        level: of the sites.
+        batch: pictures a run.
+        seed: of the first picture, others follow.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: no prompts, or runs too short.
+    """
+    from diffaccel.pipelines import image
+
+    with recording(pipe, level) as recorder:
+        for start in range(0, len(prompts), batch):
+            part = list(prompts[start : start + batch])
+            image.pictures(pipe, part, [seed + start + i for i in range(len(part))], steps)
+    trace = recorder.trace()
+    groups = {
+        network: {
+            site: {str(m.leaf): {str(c): cluster(m.descriptors.mean(0), c) for c in COUNTS} for m in leaves}
+            for site, leaves in sites.items()
+        }
+        for network, sites in trace.networks.items()
+    }
+    return replace(trace, notes={"clusters": groups, "responses": responses(pipe.scheduler)})
+
+
+def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:
+    """The calibration of a pipeline, checked.
+
+    Args:
+        pipe: the pipeline.
+        source: a trace; a file or folder of them; prompts, by which one is recorded now; None for the files that lie in
+            the pipeline's own folder.
+        level: of the sites.
+
+    Raises:
+        ValueError: there is none, or it is of another model, scheduler or level.
+        FileNotFoundError: there is no such file.
+    """
+    traces: list[Trace]
+    if isinstance(source, Calibration):
+        traces = list(source.traces.values())
+    elif isinstance(source, Trace):
+        traces = [source]
+    elif source is not None and not isinstance(source, str | Path):
+        traces = [record(pipe, list(source), _steps(pipe), level)]
+    else:
+        traces = [Trace.load(path) for path in _files(pipe, source, level)]
+    for trace in traces:
+        trace.check(pipe, trace.steps, level)
+    return Calibration({trace.steps: trace for trace in traces})
+
+
+def ready(method: Any) -> Calibration:
+    """The calibration of a method. Raises ValueError if it has none yet."""
+    if not isinstance(method.calibration, Calibration):
+        raise ValueError(
+            f"{type(method).__name__} needs a calibration of the pipeline: use accelerate_pipeline(pipe, ...), which "
+            f"finds it; {COMMAND}"
+        )
+    return method.calibration
+
+
+def _files(pipe: Any, source: str | Path | None, level: str) -> list[Path]:
+    folder = Path(str(getattr(pipe, "name_or_path", ""))) if source is None else Path(source)
+    if source is not None and not folder.is_dir():
+        return [folder]
+    found = sorted(folder.glob(NAME.format(level=level, steps="*"))) if folder.is_dir() else []
+    if not found:
+        where = f"in {folder}" if source is not None else f"for this {type(pipe).__name__}"
+        raise ValueError(f"there is no calibration {where} at level {level!r}: {COMMAND}")
+    return found
+
+
+def _steps(pipe: Any) -> int | None:
+    steps = call_defaults(str(getattr(pipe, "name_or_path", ""))).get("num_inference_steps")
+    return None if steps is None else int(steps)

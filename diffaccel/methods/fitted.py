@@ -1,0 +1,116 @@
+"""Fitted: the weights of every forecast come from the moments of the pipeline's own features. Not from a paper.
+
+Every forecasting method of the field is a weighted sum of anchors with weights from numerical analysis. Given a
+calibration, the best weights are a linear regression: see `diffaccel.fitting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from diffaccel.methods.checks import check_whole
+from diffaccel.plan import Plan
+
+if TYPE_CHECKING:
+    from diffaccel.calibration import Calibration, Source
+    from diffaccel.dimensions import ByDimension
+    from diffaccel.fitting import Table
+    from diffaccel.sites import Site
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Compute every `interval`-th step, forecast the others with weights fitted to the calibration.
+
+    Attributes:
+        interval: N, steps from one computed step to the next.
+        anchors: most computed steps a forecast uses; None takes what the calibration found best, see `tuned`.
+        feedback: share of the error added up so far that is taken out in the next skipped steps, see
+            `diffaccel.fitting`; None as for `anchors`.
+        clusters: groups of dimensions with weights of their own: 1, 2 to 8, or 0 for every dimension.
+        ridge: pulls weights towards plain reuse, relative to the spread of the regressors.
+        warmup: computed steps before the first skipped one.
+        level: where features are caught, see `diffaccel.sites`.
+        last: also compute the last step.
+        calibration: a file, a folder, prompts to record one with, or None for the one in the pipeline's folder.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    interval: int = 4
+    anchors: int | None = None
+    feedback: float | None = None
+    clusters: int = 1
+    ridge: float = 1e-4
+    warmup: int = 3
+    level: str = "model"
+    last: bool = True
+    calibration: Calibration | Source = None
+    network: str | None = None
+
+    def __post_init__(self) -> None:
+        check_whole(self, interval=1, clusters=0, warmup=1, **({} if self.anchors is None else {"anchors": 1}))
+        for name in ("feedback", "ridge"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+    @classmethod
+    def preset(cls, pipeline: str, **options: Any) -> Fitted:
+        """The defaults, changed by `options`."""
+        return cls(**options)
+
+    @property
+    def order(self) -> int:
+        """Most anchors used, less one."""
+        return (self.anchors or 3) - 1
+
+    def tuned(self, steps: int) -> tuple[int, float]:
+        """Anchors and feedback: those given, those tuned on the calibration's prompts, or a rule of thumb.
+
+        The rule is from the bundled pipeline (docs/decisions/0005): feedback pays while intervals are short.
+        """
+        from diffaccel.calibration import ready
+
+        short = steps >= 7 * self.interval
+        found = ready(self).tuned(self.interval, steps) or ((3, 0.5) if short else (2, 0.0))
+        return self.anchors or found[0], found[1] if self.feedback is None else self.feedback
+
+    def calibrated(self, pipe: Any) -> Fitted:
+        """With its calibration found and checked. Raises as `diffaccel.calibration.find`."""
+        from diffaccel.calibration import find
+
+        return replace(self, calibration=find(pipe, self.calibration, self.level))
+
+    def for_network(self, name: str) -> Fitted:
+        """For one of a pipeline's denoisers."""
+        return replace(self, network=name)
+
+    def plan(self, sites: Sequence[Site], steps: int) -> Plan:
+        """One row for all `sites`."""
+        return Plan.every(self.interval, steps, self.warmup, self.last)
+
+    def forecaster(self, site: Site, steps: int) -> ByDimension:
+        """Weights of every skipped step for each group of dimensions of each tensor the site returns."""
+        import torch
+
+        from diffaccel.calibration import ready
+        from diffaccel.dimensions import ByDimension
+        from diffaccel.fitting import Fit, fit, joined
+
+        calibration, plan, (anchors, feedback) = ready(self), self.plan([site], steps), self.tuned(steps)
+        # Errors of features inside the network do not add up in the latent.
+        how = Fit(anchors, self.ridge, feedback if self.level == "model" else 0.0)
+        tables: list[Table] = []
+        labels = {}
+        for moments in calibration.moments(self.network, site.name, steps):
+            if self.clusters in (0, 1):
+                own = torch.arange(moments.dims) * (self.clusters == 0)
+            else:
+                own = torch.tensor(calibration.labels(self.network, site.name, moments.leaf, self.clusters, steps))
+            labels[moments.leaf] = own + sum(table.groups for table in tables)
+            tables.append(fit(moments, own, plan, calibration.responses(steps), how))
+        return ByDimension(joined(tables), labels)
