@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from diffaccel.clusters import COUNTS, cluster
 from diffaccel.moments import Moments
 from diffaccel.pipelines.source import call_defaults
@@ -80,7 +82,14 @@ class Calibration:
 
 
 def record(
-    pipe: Any, prompts: Sequence[str], steps: int | None = None, level: str = "model", batch: int = 16, seed: int = 0
+    pipe: Any,
+    prompts: Sequence[str],
+    steps: int | None = None,
+    level: str = "model",
+    batch: int = 16,
+    seed: int = 0,
+    progress: bool = False,
+    **arguments: Any,
 ) -> Trace:
     """A trace of uncached runs of a text-to-image or class-to-image pipeline, with the clusters of all dimensions.
 
@@ -91,6 +100,8 @@ def record(
         level: of the sites.
         batch: pictures a run.
         seed: of the first picture, others follow.
+        progress: show a progress bar.
+        **arguments: further arguments of `diffaccel.pipelines.image.pictures`.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -98,10 +109,12 @@ def record(
     """
     from diffaccel.pipelines import image
 
-    with recording(pipe, level) as recorder:
+    bar = tqdm(total=len(prompts), desc="recording", unit="picture", disable=not progress)
+    with recording(pipe, level) as recorder, bar:
         for start in range(0, len(prompts), batch):
             part = list(prompts[start : start + batch])
-            image.pictures(pipe, part, [seed + start + i for i in range(len(part))], steps)
+            image.pictures(pipe, part, [seed + start + i for i in range(len(part))], steps, **arguments)
+            bar.update(len(part))
     trace = recorder.trace()
     groups = {
         network: {

@@ -96,6 +96,7 @@ class Trace:
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             save_file(self._tensors(), part, {"trace": json.dumps(header)})
+            part.chmod(0o644)  # safetensors lets nobody else read it
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

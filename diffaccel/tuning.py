@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,13 @@ CHOICES = ((2, 0.0), (3, 0.0), (3, 0.25), (3, 0.5), (3, 0.75))
 
 
 def tune(
-    pipe: Any, trace: Trace, prompts: Sequence[str], intervals: Sequence[int], seed: int = 0, progress: bool = True
+    pipe: Any,
+    trace: Trace,
+    prompts: Sequence[str],
+    intervals: Sequence[int],
+    seed: int = 0,
+    progress: bool = True,
+    **arguments: Any,
 ) -> Trace:
     """The trace with the best of `CHOICES` for each interval, by the latents of these prompts.
 
@@ -33,11 +39,12 @@ def tune(
         intervals: those to tune for.
         seed: of the first picture.
         progress: show a progress bar.
+        **arguments: further arguments of `diffaccel.pipelines.image.pictures`.
 
     Returns:
         A copy, with notes["tuned"] by interval: "anchors", "feedback", and "relative_l2" of all choices.
     """
-    full = _latents(pipe, prompts, seed, trace.steps)
+    full = _latents(pipe, prompts, seed, trace.steps, arguments)
     tuned: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(intervals) * len(CHOICES), desc="tuning", unit="run", disable=not progress) as bar:
         for interval in intervals:
@@ -46,7 +53,9 @@ def tune(
                 method = Fitted(interval=interval, anchors=anchors, feedback=feedback, calibration=trace)
                 accelerate_pipeline(pipe, method)
                 try:
-                    errors.append(float(relative_l2(_latents(pipe, prompts, seed, trace.steps), full).mean()))
+                    errors.append(
+                        float(relative_l2(_latents(pipe, prompts, seed, trace.steps, arguments), full).mean())
+                    )
                 finally:
                     pipe.acceleration.remove()
                 bar.update()
@@ -55,7 +64,7 @@ def tune(
     return replace(trace, notes={**trace.notes, "tuned": tuned})
 
 
-def _latents(pipe: Any, prompts: Sequence[str], seed: int, steps: int) -> Tensor:
+def _latents(pipe: Any, prompts: Sequence[str], seed: int, steps: int, arguments: Mapping[str, Any]) -> Tensor:
     with latents_of(pipe) as kept, torch.no_grad():
-        image.pictures(pipe, prompts, [seed + i for i in range(len(prompts))], steps)
+        image.pictures(pipe, prompts, [seed + i for i in range(len(prompts))], steps, **arguments)
     return kept[-1][: len(prompts)].float().cpu()

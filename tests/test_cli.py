@@ -14,7 +14,7 @@ from PIL import Image
 
 import diffaccel
 from diffaccel import cli
-from diffaccel.commands import parser
+from diffaccel.commands.arguments import LEVELS as COMMAND_LEVELS
 from diffaccel.pipelines import bundled
 from diffaccel.sites import LEVELS
 from tests.tiny import FAMILIES
@@ -198,7 +198,7 @@ def test_env_names_versions_and_machine(capsys: Capture) -> None:
 
 
 def test_levels_are_those_of_the_library() -> None:
-    assert parser.LEVELS == LEVELS
+    assert COMMAND_LEVELS == LEVELS
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["info", "--help"]])

@@ -14,12 +14,13 @@ from PIL import Image
 
 from diffaccel.evaluation import field as fields
 from diffaccel.evaluation import run, timing
-from diffaccel.evaluation.candidates import Candidate, accelerations, parse_method
+from diffaccel.evaluation.candidates import Candidate, accelerations
 from diffaccel.evaluation.measure import Measured, distributions, gain, measure, picture_estimate
 from diffaccel.evaluation.store import AnotherEvaluationError, Store, gather
 from diffaccel.evaluation.subject import Drawn, Subject, Work, latents_of
 from diffaccel.evaluation.timing import Clock, guess_equal_steps, plain_at_equal_time
 from diffaccel.evaluation.tools import Reference, Tools, check_names
+from diffaccel.methods.spelling import parse_method
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.metrics import statistics
 from diffaccel.metrics.extractor import as_bytes, load_extractor

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffaccel.commands import UsageError
 from diffaccel.methods import METHODS, Method, resolve, written_out
+from diffaccel.methods.spelling import parse_method
 from diffaccel.plan import Plan
 from diffaccel.report import format_bytes
 
@@ -20,13 +21,16 @@ def method_of(args: argparse.Namespace, pipeline: str, default: str | None = Non
         UsageError: an unknown method, a bad value, or options without a method.
     """
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
-    name = args.method or default
-    if name is None:
+    text = args.method or default
+    if text is None:
         if options:
             raise UsageError(f"--{next(iter(options))} belongs to a method: add --method {' or '.join(METHODS)}")
         return None
     try:
-        return resolve(name, pipeline, options)
+        name, stated = parse_method(text)
+        if twice := options.keys() & stated.keys():
+            raise UsageError(f"--{min(twice)} is given twice, once in --method {text}: drop one")
+        return resolve(name, pipeline, stated | options)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 

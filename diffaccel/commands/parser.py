@@ -6,14 +6,10 @@ import argparse
 from typing import NoReturn
 
 from diffaccel import __version__
+from diffaccel.commands.arguments import DTYPES, LEVELS, MODEL_HELP, RESIZES, natural, positive, scale
 from diffaccel.methods import METHODS
 from diffaccel.methods.taylorseer import FORECASTS
 from diffaccel.pipelines.bundled import NAMES
-
-LEVELS = ("sublayer", "block", "model")  # as in diffaccel.sites, which imports torch
-RESIZES = ("clean", "torchmetrics", "tf1", "none")  # as in diffaccel.metrics.resize
-DTYPES = ("float32", "bfloat16", "float16")
-MODEL_HELP = f"{', '.join(NAMES)} (bundled), a folder with a diffusers pipeline, or a hub id"
 
 EXAMPLES = """\
 examples:
@@ -51,6 +47,11 @@ examples:
 
 Exit status 3: weights of a metric's network are not on this machine; the message says where to get them.
 """
+CALIBRATE_EXAMPLES = """\
+examples:
+  diffaccel calibrate ./my-flux --prompts prompts.txt --num 32 --device cuda
+  diffaccel evaluate --model ./my-flux --prompts others.txt --method fitted:interval=5 --method hyca:interval=5
+"""
 STATISTICS_EXAMPLES = """\
 examples:
   diffaccel statistics ./photographs -o photographs.npz --extractor inception --weights inception-2015-12-05.pt
@@ -83,6 +84,9 @@ def build_parser() -> Parser:
     )
     _add_evaluate(
         _command(commands, "evaluate", "what accelerations cost and gain, against the full run", EVALUATE_EXAMPLES)
+    )
+    _add_calibrate(
+        _command(commands, "calibrate", "record what hyca and fitted learn from, and keep it", CALIBRATE_EXAMPLES)
     )
     _add_statistics(
         _command(commands, "statistics", "keep a folder of pictures as a reference for evaluate", STATISTICS_EXAMPLES)
@@ -181,6 +185,22 @@ def _add_evaluate(parser: Parser) -> None:
     group.add_argument("--save-images", action="store_true", help="write all pictures as PNG files")
 
 
+def _add_calibrate(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line, or a JSON list; bundled (default if it is)")
+    parser.add_argument("--num", type=positive, metavar="N", help="pictures (default: 64, or all of the file)")
+    parser.add_argument("--seed", type=natural, default=1000, help="of the first picture (default: 1000)")
+    parser.add_argument("--steps", type=positive, help="of each run, as later (default: the pipeline's)")
+    parser.add_argument("--level", choices=LEVELS, default="model", help="where features are caught (default: model)")
+    parser.add_argument(
+        "--tune", type=positive, nargs="*", metavar="N", help="intervals to tune fitted for (default: 3 4 5 6 8)"
+    )
+    _add_picture(parser)
+    parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: cuda if there is one)")
+    parser.add_argument("--batch", type=positive, help="pictures a call (default: 16 if bundled, 1 for other models)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="file to write (default: in the model's own folder)")
+
+
 def _add_statistics(parser: Parser) -> None:
     parser.add_argument("images", metavar="DIR", help="a folder of pictures")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write, .npz")
@@ -215,34 +235,3 @@ def _add_method(parser: Parser, default: str) -> None:
     group.add_argument("--level", choices=LEVELS, help="where features are caught")
     group.add_argument("--forecast", choices=FORECASTS, help="the official recursion, or exact interpolation")
     group.add_argument("--last", action="store_const", const=True, help="also compute the last step")
-
-
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    return _at_least(0, text)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    return _at_least(1, text)
-
-
-def scale(text: str) -> float:
-    """A finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
-    return value
-
-
-def _at_least(least: int, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from diffaccel.commands import UsageError
 from diffaccel.pipelines import bundled
@@ -12,8 +13,16 @@ NUMBER = 64
 """Pictures of each candidate unless the user says otherwise, or gives a file of prompts."""
 
 
-def read_prompts(source: str | None, is_bundled: bool, count: int | None) -> list[str]:
+def read_prompts(
+    source: str | None, is_bundled: bool, count: int | None, split: Literal["train", "held-out"] = "held-out"
+) -> list[str]:
     """As many prompts as asked for; where there are fewer they are repeated, each time with other seeds.
+
+    Args:
+        source: a file, "bundled", or None for the bundled ones where the model is.
+        is_bundled: whether the model is.
+        count: how many; None for 64, or all of a file.
+        split: of the bundled prompts.
 
     Raises:
         UsageError: no prompts, or a file that cannot be read.
@@ -21,7 +30,7 @@ def read_prompts(source: str | None, is_bundled: bool, count: int | None) -> lis
     if source in (None, "bundled"):
         if not is_bundled:
             raise UsageError("prompts are bundled for bundled models only: give --prompts FILE, a prompt a line")
-        prompts = bundled.prompts("held-out")
+        prompts = bundled.prompts(split)
     else:
         prompts = _prompts_in(Path(str(source)))
     count = count or (len(prompts) if source not in (None, "bundled") else NUMBER)
