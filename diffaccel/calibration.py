@@ -115,7 +115,16 @@ def record(
             part = list(prompts[start : start + batch])
             image.pictures(pipe, part, [seed + start + i for i in range(len(part))], steps, **arguments)
             bar.update(len(part))
-    trace = recorder.trace()
+    return worked_out(recorder.trace(), pipe.scheduler)
+
+
+def worked_out(trace: Trace, scheduler: Any) -> Trace:
+    """A trace with what methods need in its notes: clusters of all dimensions, responses of the scheduler.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: the scheduler has no timesteps yet.
+    """
     groups = {
         network: {
             site: {str(m.leaf): {str(c): cluster(m.descriptors.mean(0), c) for c in COUNTS} for m in leaves}
@@ -123,7 +132,7 @@ def record(
         }
         for network, sites in trace.networks.items()
     }
-    return replace(trace, notes={"clusters": groups, "responses": responses(pipe.scheduler)})
+    return replace(trace, notes={**trace.notes, "clusters": groups, "responses": responses(scheduler)})
 
 
 def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:
@@ -136,7 +145,7 @@ def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:
         level: of the sites.
 
     Raises:
-        ValueError: there is none, or it is of another model, scheduler or level.
+        ValueError: there is none, it is of another model, scheduler or level, or without what `worked_out` notes.
         FileNotFoundError: there is no such file.
     """
     traces: list[Trace]
@@ -150,6 +159,8 @@ def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:
         traces = [Trace.load(path) for path in _files(pipe, source, level)]
     for trace in traces:
         trace.check(pipe, trace.steps, level)
+        if not {"clusters", "responses"} <= trace.notes.keys():
+            raise ValueError(f"this is a bare trace, without clusters of dimensions: {COMMAND}")
     return Calibration({trace.steps: trace for trace in traces})
 
 

@@ -116,7 +116,8 @@ def choose(errors: Mapping[str, Tensor], labels: Sequence[int], weights: Mapping
     groups = torch.tensor(labels)
     chosen = []
     for group in range(max(labels) + 1):
-        means = {name: float(values[groups == group].mean()) for name, values in errors.items()}
+        own = groups == group  # nobody, where k-means found fewer clusters than asked for
+        means = {name: float(values[own].mean()) if own.any() else 0.0 for name, values in errors.items()}
         limit = min(means.values()) * (1 + _TIE)
         chosen.append(min((name for name in means if means[name] <= limit), key=lambda name: weights[name]))
     return tuple(chosen)

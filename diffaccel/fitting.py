@@ -73,14 +73,16 @@ def fit(moments: Moments, labels: Tensor, plan: Plan, response: Sequence[float],
         response: of the sampler to each step, see `diffaccel.response`.
         how: see `Fit`.
     """
-    grams = _by_group(moments, labels)
-    groups, steps = len(grams), plan.steps
+    grams, times = _by_group(moments, labels), moments.steps
+    groups, steps = len(grams), len(times)
+    # All in rows of the moments. A network that works in one part of the run computes its first step in any case.
+    computed = [row for row, s in enumerate(times) if row == 0 or plan.computes(0, s)]
     # The final norm divides a feature by its spread before it is projected.
-    scale = [response[s] / float(moments.power([s]).mean().sqrt().clamp(min=1e-12)) for s in range(steps)]
+    scale = [response[s] / float(moments.power([s]).mean().sqrt().clamp(min=1e-12)) for s in times]
     debt = torch.zeros(groups, steps, dtype=torch.float64)  # sum of c_s e_s so far, as weights on all steps
     rows: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-    for skipped in _runs(plan):
-        anchors = tuple(s for s in plan.computed() if s < skipped[0])[::-1][: how.anchors]
+    for skipped in _runs(computed, steps):
+        anchors = tuple(s for s in computed if s < skipped[0])[::-1][: how.anchors]
         x = _differences(anchors, steps)
         change = how.feedback * _regress(grams, x, debt, RIDGE * _spread(grams, x))
         total = sum(scale[s] for s in skipped)
@@ -91,7 +93,7 @@ def fit(moments: Moments, labels: Tensor, plan: Plan, response: Sequence[float],
             w = _regress(grams, x, target, ridge)
             if total != 0:
                 w = w + change / total
-            rows[s, anchors] = torch.cat([1 - w.sum(1, keepdim=True), w], dim=1)
+            rows[times[s], tuple(times[a] for a in anchors)] = torch.cat([1 - w.sum(1, keepdim=True), w], dim=1)
             # e_s = F(s) - F(a_0) - sum_j w_j (F(a_j) - F(a_0))
             debt = debt + scale[s] * (target - w @ x)
     return Table(how.anchors - 1, groups, rows)
@@ -111,15 +113,14 @@ def _by_group(moments: Moments, labels: Tensor) -> Tensor:
     return grams.index_add_(0, labels, moments.centred.double())
 
 
-def _runs(plan: Plan) -> list[list[int]]:
-    """The skipped steps, those that follow each other together."""
+def _runs(computed: Sequence[int], steps: int) -> list[list[int]]:
+    """The rows that are not computed, those that follow each other together."""
     result: list[list[int]] = []
-    for s in range(plan.steps):
-        if not plan.computes(0, s):
-            if result and result[-1][-1] == s - 1:
-                result[-1].append(s)
-            else:
-                result.append([s])
+    for s in sorted(set(range(steps)) - set(computed)):
+        if result and result[-1][-1] == s - 1:
+            result[-1].append(s)
+        else:
+            result.append([s])
     return result
 
 

@@ -56,8 +56,8 @@ def call_defaults(source: str) -> dict[str, Any]:
 def fingerprint(source: str) -> str:
     """Twelve hexadecimal digits that change with the files of the folder `source`, or with the name of a hub id.
 
-    Calibrations do not count. Of each file, its name, its size, and up to 64 kB from its beginning and its end are looked at: training changes all
-    weights, and large models need not be read as a whole.
+    Calibrations do not count. Of each other file, its name, its size, and up to 64 kB from its beginning and its end
+    are looked at: training changes all weights, and large models need not be read as a whole.
     """
     digest = hashlib.sha256(b"" if Path(source).is_dir() else source.encode())
     for path in sorted(Path(source).rglob("*") if Path(source).is_dir() else ()):

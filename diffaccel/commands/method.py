@@ -7,7 +7,7 @@ from typing import Any
 
 from diffaccel.commands import UsageError
 from diffaccel.methods import METHODS, Method, resolve, written_out
-from diffaccel.methods.spelling import parse_method
+from diffaccel.methods.spelling import label, parse_method
 from diffaccel.plan import Plan
 from diffaccel.report import format_bytes
 
@@ -37,10 +37,7 @@ def method_of(args: argparse.Namespace, pipeline: str, default: str | None = Non
 
 def short_name(method: Method) -> str:
     """A method in a few letters, such as "TaylorSeer N=6 O=1"."""
-    letters = (("N", "interval"), ("O", "order"))
-    return " ".join(
-        [type(method).__name__, *(f"{n}={getattr(method, name)}" for n, name in letters if hasattr(method, name))]
-    )
+    return label(method, {})
 
 
 def computed_steps(plan: Plan) -> str:

@@ -85,13 +85,13 @@ def resolve(method: str | Method, pipeline: str, options: Mapping[str, Any]) -> 
 
 def written_out(method: Method) -> str:
     """A method with all options that are set, as Python would write it: "TaylorSeer(interval=6, order=1, ...)"."""
-    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.repr}
     set_options = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
     return f"{type(method).__name__}({set_options})"
 
 
 def _check_options(name: str, kind: type[Any], options: Mapping[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = [field.name for field in dataclasses.fields(kind) if field.repr]
     for option in options:
         if option not in known:
             raise TypeError(f"{name} has no option {option!r}{_nearest(option, known)} Options: {', '.join(known)}.")

@@ -11,3 +11,10 @@ def check_whole(method: Any, **least: int) -> None:
         value = getattr(method, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < bound:
             raise ValueError(f"{name} must be a whole number of at least {bound}, got {value!r}")
+
+
+def check_most(method: Any, **most: int) -> None:
+    """Raise ValueError if one of these options of a method is greater than this."""
+    for name, bound in most.items():
+        if getattr(method, name) > bound:
+            raise ValueError(f"{name} must be at most {bound}, got {getattr(method, name)!r}")

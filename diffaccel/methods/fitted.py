@@ -7,10 +7,10 @@ calibration, the best weights are a linear regression: see `diffaccel.fitting`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from diffaccel.methods.checks import check_whole
+from diffaccel.methods.checks import check_most, check_whole
 from diffaccel.plan import Plan
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ class Fitted:
     level: str = "model"
     last: bool = True
     calibration: Calibration | Source = None
-    network: str | None = None
+    network: str | None = field(default=None, repr=False)  # see for_network
 
     def __post_init__(self) -> None:
         check_whole(self, interval=1, clusters=0, warmup=1, **({} if self.anchors is None else {"anchors": 1}))
+        check_most(self, clusters=8)
         for name in ("feedback", "ridge"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.forecast import POOL, STRICT_POOL, Grouped, Solver
-from diffaccel.methods.checks import check_whole
+from diffaccel.methods.checks import check_most, check_whole
 from diffaccel.plan import Plan
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ class HyCa:
     last: bool = False
     strict: bool = False
     calibration: Calibration | Source = None
-    network: str | None = None
+    network: str | None = field(default=None, repr=False)  # see for_network
 
     def __post_init__(self) -> None:
         check_whole(self, interval=1, clusters=2, warmup=1)
+        check_most(self, clusters=8)
 
     @classmethod
     def preset(cls, pipeline: str, **options: Any) -> HyCa:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
 def label(method: Any, stated: Mapping[str, Any]) -> str:
     """A method in a few words: "TaylorSeer N=4 O=2 level=sublayer"; of other options only those that were stated."""
     letters = {"interval": "N", "order": "O"}
-    words = [f"{letter}={getattr(method, name)}" for name, letter in letters.items() if hasattr(method, name)]
+    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    words = [f"{letter}={options[name]}" for name, letter in letters.items() if name in options]
     words += [f"{name}={value}" for name, value in stated.items() if name not in letters]
     return " ".join([type(method).__name__, *words])
 
