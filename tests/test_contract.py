@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,11 +12,18 @@ import torch
 from torch import nn
 
 from diffaccel import METHODS, accelerate_pipeline
+from diffaccel.calibration import Calibration, worked_out
+from diffaccel.recording import recording
 from diffaccel.sites import LEVELS, sites
 from tests.tiny import FAMILIES, Family
 
-SKIPPING = {"taylorseer": {"interval": 3, "order": 1}}
-COMPUTING = {"taylorseer": {"interval": 1}}
+# More than one group of dimensions each, and for "fitted" all there is to fit.
+SKIPPING: dict[str, dict[str, Any]] = {
+    "taylorseer": {"interval": 3, "order": 1},
+    "hyca": {"interval": 3, "clusters": 4},
+    "fitted": {"interval": 3, "clusters": 2, "anchors": 3, "feedback": 0.5},
+}
+CALIBRATED = ("hyca", "fitted")
 
 pytestmark = [
     pytest.mark.parametrize("method", METHODS),
@@ -23,6 +31,25 @@ pytestmark = [
 ]
 levels = pytest.mark.parametrize("level", LEVELS)
 guided = pytest.mark.parametrize("guidance", [False, True], ids=["plain", "guided"])
+
+
+@cache
+def calibration(family: Family, level: str = "model", seed: int = 0, lengths: tuple[int, ...] = (8,)) -> Calibration:
+    """What calibrated methods learn from uncached runs of `family.make(seed)`, by number of steps."""
+    pipe, found = family.make(seed), {}
+    for steps in lengths:
+        with recording(pipe, level) as recorder:
+            family.run(pipe, steps=steps, batch=2, guidance=True, seed=77)
+        found[steps] = worked_out(recorder.trace(), pipe.scheduler)
+    return Calibration(found)
+
+
+def options(
+    method: str, family: Family, level: str = "model", seed: int = 0, lengths: tuple[int, ...] = (8,), **more: Any
+) -> dict[str, Any]:
+    """Options with which a method skips steps of `family.make(seed)` in runs of these lengths."""
+    learnt = {"calibration": calibration(family, level, seed, lengths)} if method in CALIBRATED else {}
+    return {"level": level, **SKIPPING[method], **learnt, **more}
 
 
 def traces(pipe: Any, network: nn.Module) -> list[dict[str, Any]]:
@@ -59,7 +86,7 @@ def test_full_plan_is_bit_identical(family: Family, method: str) -> None:
     for guidance in (False, True):
         pipe = family.make()
         expected = family.run(pipe, guidance=guidance)
-        accelerate_pipeline(pipe, method, **COMPUTING[method])
+        accelerate_pipeline(pipe, method, **options(method, family, interval=1))
         assert torch.equal(family.run(pipe, guidance=guidance), expected)
 
 
@@ -72,7 +99,7 @@ def test_skipped_steps_are_skipped_and_nothing_leaks(family: Family, method: str
     for site in sites(family.denoiser(pipe), level):
         for i, module in enumerate((site.owner, *site.idle)):
             count_forwards(module, f"{site.name} {i}", calls)
-    accelerate_pipeline(pipe, method, level=level, **SKIPPING[method])
+    accelerate_pipeline(pipe, method, **options(method, family, level))
     result = family.run(pipe, guidance=guidance)
     computed = len(pipe.acceleration.plan.computed())
     branches = len(pipe.acceleration.report().sites[0].computed)
@@ -96,7 +123,7 @@ def count_forwards(module: nn.Module, name: str, calls: Counter[str]) -> None:
 
 @levels
 def test_report_counts_what_happened(family: Family, method: str, level: str) -> None:
-    pipe = accelerate_pipeline(family.make(), method, level=level, **SKIPPING[method])
+    pipe = accelerate_pipeline(family.make(), method, **options(method, family, level))
     family.run(pipe, steps=8)
     report = pipe.acceleration.report()
     computed = len(pipe.acceleration.plan.computed())
@@ -116,7 +143,7 @@ def test_removal_is_bit_identical_and_leaves_no_trace(family: Family, method: st
     pipe = family.make()
     expected = family.run(pipe)
     before = traces(pipe, family.denoiser(pipe))
-    accelerate_pipeline(pipe, method, level=level, **SKIPPING[method])
+    accelerate_pipeline(pipe, method, **options(method, family, level))
     assert not same(before, traces(pipe, family.denoiser(pipe)))
     family.run(pipe)
     pipe.acceleration.remove()
@@ -126,9 +153,9 @@ def test_removal_is_bit_identical_and_leaves_no_trace(family: Family, method: st
 
 @levels
 def test_a_run_does_not_depend_on_the_one_before(family: Family, method: str, level: str) -> None:
-    pipe = accelerate_pipeline(family.make(), method, level=level, **SKIPPING[method])
+    pipe = accelerate_pipeline(family.make(), method, **options(method, family, level, lengths=(8, 9, 10)))
     first = family.run(pipe, steps=8, guidance=True)
-    family.run(pipe, steps=5, seed=3)
+    family.run(pipe, steps=10, seed=3)
     family.run(pipe, steps=9, batch=2, seed=4)
     assert torch.equal(family.run(pipe, steps=8, guidance=True), first)
 
@@ -136,7 +163,7 @@ def test_a_run_does_not_depend_on_the_one_before(family: Family, method: str, le
 @levels
 @guided
 def test_batch_mates_do_not_influence_each_other(family: Family, method: str, level: str, guidance: bool) -> None:
-    pipe = accelerate_pipeline(family.make(), method, level=level, **SKIPPING[method])
+    pipe = accelerate_pipeline(family.make(), method, **options(method, family, level))
     both = family.run(pipe, batch=2, guidance=guidance)
     singles = torch.cat([family.run(pipe, batch=2, guidance=guidance, pick=i) for i in range(2)])
     pipe.acceleration.remove()
@@ -150,7 +177,7 @@ def test_batch_mates_do_not_influence_each_other(family: Family, method: str, le
 @levels
 @pytest.mark.parametrize("failing_call", [1, 5])
 def test_a_failed_run_leaves_the_next_one_right(family: Family, method: str, level: str, failing_call: int) -> None:
-    pipe = accelerate_pipeline(family.make(), method, level=level, **SKIPPING[method])
+    pipe = accelerate_pipeline(family.make(), method, **options(method, family, level))
     expected = family.run(pipe)
     calls = iter(range(100))
 
@@ -168,9 +195,9 @@ def test_a_failed_run_leaves_the_next_one_right(family: Family, method: str, lev
 def test_two_pipelines_of_a_class(family: Family, method: str) -> None:
     one, two, plain = family.make(1), family.make(2), family.make(1)
     expected = family.run(plain)
-    accelerate_pipeline(one, method, **SKIPPING[method])
+    accelerate_pipeline(one, method, **options(method, family, seed=1))
     alone = family.run(one)
-    accelerate_pipeline(two, method, **SKIPPING[method])
+    accelerate_pipeline(two, method, **options(method, family, seed=2))
     family.run(two)
     assert torch.equal(family.run(one), alone)
     one.acceleration.remove()
@@ -187,7 +214,7 @@ def pipe_is_accelerated(pipe: Any, family: Family) -> bool:
 
 
 def test_schedulers_are_swapped_at_will(family: Family, method: str) -> None:
-    pipe = accelerate_pipeline(family.make(), method, **SKIPPING[method])
+    pipe = accelerate_pipeline(family.make(), method, **options(method, family))
     first, second = pipe.scheduler, copy.deepcopy(pipe.scheduler)
     expected = family.run(pipe)
     pipe.scheduler = second
@@ -198,7 +225,7 @@ def test_schedulers_are_swapped_at_will(family: Family, method: str) -> None:
 
 
 def test_a_second_acceleration_is_refused_and_the_first_lives_on(family: Family, method: str) -> None:
-    pipe = accelerate_pipeline(family.make(), method, **SKIPPING[method])
+    pipe = accelerate_pipeline(family.make(), method, **options(method, family))
     expected = family.run(pipe)
     with pytest.raises(ValueError, match=r"already accelerated by .*remove\(\)"):
         accelerate_pipeline(pipe, method)
