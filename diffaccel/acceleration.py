@@ -101,8 +101,8 @@ def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **o
 
     Raises:
         TypeError: no diffusers pipeline, or an option the method does not have.
-        ValueError: an unknown method or value, a network that is accelerated already or has no site. The pipeline is as
-            it was before.
+        ValueError: an unknown method or value, a network that is accelerated already or has no site, or a calibration
+            that is missing or of another pipeline. The pipeline is as it was before.
     """
     networks = {name: part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)}
     if isinstance(pipe, nn.Module):
@@ -136,7 +136,8 @@ def accelerate(module: nn.Module, method: str | Method = "taylorseer", *, steps:
         The handle; `with accelerate(...) as acceleration:` removes it at the end.
 
     Raises:
-        TypeError: no network, a network that takes no timestep, or an option the method does not have.
+        TypeError: no network, a network that takes no timestep, an option the method does not have, or a method that
+            needs a pipeline to learn from.
         ValueError: an unknown method or value, a network that is accelerated already or has no site.
     """
     if not isinstance(module, nn.Module):
@@ -144,4 +145,8 @@ def accelerate(module: nn.Module, method: str | Method = "taylorseer", *, steps:
             f"{type(module).__name__} is no network: pipelines go to diffaccel.accelerate_pipeline(pipe, method)"
         )
     chosen = resolve(method, type(module).__name__, options)
+    if isinstance(chosen, Calibrated):
+        raise TypeError(
+            f"{type(chosen).__name__} learns from runs of a pipeline: use diffaccel.accelerate_pipeline(pipe, method)"
+        )
     return Acceleration(chosen, {type(module).__name__: module}, Clock(steps))

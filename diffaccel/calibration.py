@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -19,6 +22,7 @@ from diffaccel.trace import Trace
 NAME = "calibration-{level}-{steps}.safetensors"
 COMMAND = "make one with `diffaccel calibrate MODEL --prompts FILE`, or give calibration=[prompts]"
 
+T = TypeVar("T")
 Source = Trace | str | Path | Sequence[str] | None
 
 
@@ -27,9 +31,28 @@ class Calibration:
     """Traces of one pipeline at one level, by number of steps."""
 
     traces: Mapping[int, Trace]
+    _known: dict[Hashable, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Calibration({', '.join(map(str, sorted(self.traces)))} steps)"
+        return f"Calibration({', '.join(map(str, sorted(self.traces)))} steps, {self.digest})"
+
+    @cached_property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that differ between calibrations."""
+        hasher = hashlib.sha256()
+        for steps, trace in sorted(self.traces.items()):
+            hasher.update(f"{steps} {json.dumps(trace.notes, sort_keys=True)}".encode())
+            for sites in trace.networks.values():
+                for moments in (moments for leaves in sites.values() for moments in leaves):
+                    hasher.update(moments.centred.numpy().tobytes())
+        return hasher.hexdigest()[:8]
+
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What `work` returned when it was first asked for under this key: forecasters are worked out once."""
+        if key not in self._known:
+            self._known[key] = work()
+        result: T = self._known[key]
+        return result
 
     def trace(self, steps: int) -> Trace:
         """The trace of runs of so many steps.
@@ -150,8 +173,10 @@ def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:
     """
     traces: list[Trace]
     if isinstance(source, Calibration):
-        traces = list(source.traces.values())
-    elif isinstance(source, Trace):
+        for trace in source.traces.values():
+            trace.check(pipe, trace.steps, level)
+        return source
+    if isinstance(source, Trace):
         traces = [source]
     elif source is not None and not isinstance(source, str | Path):
         traces = [record(pipe, list(source), _steps(pipe), level)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 
@@ -65,6 +66,7 @@ def alternate(
     progress: bool = True,
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.process_time,
+    during: Mapping[str, Callable[[], AbstractContextManager[object]]] | None = None,
 ) -> dict[str, Timing]:
     """Time candidates in turn, in reversed order every other round.
 
@@ -76,6 +78,7 @@ def alternate(
         progress: show a progress bar with the remaining time on stderr.
         clock: wall clock, in seconds.
         cpu_clock: processor time of this process, in seconds.
+        during: by name, what is entered before a candidate runs and left after it, outside of the time taken.
 
     Returns:
         One timing per candidate, in the order of `runs`.
@@ -93,13 +96,14 @@ def alternate(
     with tqdm(total=len(runs) * (warmup + rounds), desc="timing", unit="run", disable=not progress) as bar:
         for turn in range(-warmup, rounds):
             for name in reversed(order) if turn % 2 else order:
-                if cuda:
-                    torch.cuda.synchronize(device)
-                start, cpu_start = clock(), cpu_clock()
-                runs[name]()
-                if cuda:
-                    torch.cuda.synchronize(device)
-                end, cpu_end = clock(), cpu_clock()
+                with during[name]() if during else nullcontext():
+                    if cuda:
+                        torch.cuda.synchronize(device)
+                    start, cpu_start = clock(), cpu_clock()
+                    runs[name]()
+                    if cuda:
+                        torch.cuda.synchronize(device)
+                    end, cpu_end = clock(), cpu_clock()
                 if turn >= 0:
                     timings[name].seconds.append(end - start)
                     timings[name].cpu_seconds.append(cpu_end - cpu_start)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -108,6 +110,26 @@ def test_alternate_cancels_the_drift_of_the_machine() -> None:
     assert timings["fast"].ratio(timings["slow"]) == pytest.approx(0.25)
     assert timings["fast"].cpu_seconds == [2, 2, 2]
     assert timings["fast"].ratio(timings["slow"], cpu=True) == pytest.approx(0.25)
+
+
+def test_what_is_entered_during_a_run_is_not_timed() -> None:
+    clock, inside = Clock(), []
+
+    @contextmanager
+    def slow() -> Iterator[None]:
+        clock.now += 100
+        inside.append("in")
+        yield
+        inside.append("out")
+        clock.now += 100
+
+    def run() -> None:
+        assert inside[-1] == "in"
+        clock.now += 2
+
+    timings = alternate({"a": run}, 2, 1, progress=False, clock=clock, cpu_clock=clock, during={"a": slow})
+    assert timings["a"].seconds == [2, 2]
+    assert inside == ["in", "out"] * 3
 
 
 def test_ratio_is_the_median_of_ratios_and_not_the_ratio_of_medians() -> None:

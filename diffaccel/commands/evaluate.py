@@ -83,10 +83,11 @@ def _evaluate(args: argparse.Namespace, progress: bool) -> Answer:
         pipe, plan.prompts, args.seed, plan.steps, image.call_arguments(pipe, plan.steps, args.guidance, **size)
     )
     pipe.set_progress_bar_config(disable=True)
+    methods = [method.prepared(pipe) for method in plan.methods]
     request = describe(args, plan, subject)
     store = Store(plan.output, request, len(plan.prompts), plan.batch, args.fresh)
     extra = args.steps_baseline or ()
-    field, found = evaluate(subject, plan.methods, tools, store, extra, args.rounds, progress)
+    field, found = evaluate(subject, methods, tools, store, extra, args.rounds, progress)
     data = {
         "schema": 1,
         "command": "diffaccel " + " ".join(sys.argv[1:]),

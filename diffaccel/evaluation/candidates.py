@@ -6,11 +6,11 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from diffaccel.acceleration import accelerate_pipeline
-from diffaccel.methods import Method, resolve, written_out
+from diffaccel.methods import Calibrated, Method, resolve, written_out
 from diffaccel.methods.spelling import label, parse_method
 
 Kind = Literal["full", "method", "fewer"]
@@ -54,6 +54,15 @@ class Candidate:
         words = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         digest = hashlib.sha256(f"{self.kind} {self.steps} {self.written_out}".encode()).hexdigest()
         return f"{words}-{digest[:8]}"
+
+    def prepared(self, pipe: Any) -> Candidate:
+        """With the method's calibration found, so that it is not looked for, let alone timed, in every run.
+
+        Raises:
+            ValueError: there is none for this pipeline.
+        """
+        method = self.method
+        return replace(self, method=method.calibrated(pipe)) if isinstance(method, Calibrated) else self
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,13 @@ class Clock:
 
 
 def measure(subject: Subject, candidates: Sequence[Candidate], rows: slice, rounds: int, progress: bool) -> Times:
-    """Time whole calls of the pipeline that draw these rows, in turn after a warm-up, waiting for the device."""
+    """Time whole calls of the pipeline that draw these rows, in turn after a warm-up, waiting for the device.
 
-    def run(candidate: Candidate) -> None:
-        with candidate.applied(subject.pipe):
-            subject.pictures(candidate, rows)
-
-    runs = {candidate.name: lambda candidate=candidate: run(candidate) for candidate in candidates}
-    return alternate(runs, rounds, warmup=1, device=subject.pipe.device, progress=progress)
+    Putting an acceleration on and taking it off, which users do once, is not part of the time.
+    """
+    runs = {candidate.name: partial(subject.pictures, candidate, rows) for candidate in candidates}
+    during = {candidate.name: partial(candidate.applied, subject.pipe) for candidate in candidates}
+    return alternate(runs, rounds, warmup=1, device=subject.pipe.device, progress=progress, during=during)
 
 
 def guess_equal_steps(plain: Mapping[int, float], seconds: float, most: int) -> int:

@@ -96,6 +96,12 @@ class Fitted:
 
     def forecaster(self, site: Site, steps: int) -> ByDimension:
         """Weights of every skipped step for each group of dimensions of each tensor the site returns."""
+        from diffaccel.calibration import ready
+
+        key = (replace(self, calibration=None), site.name, steps)
+        return ready(self).once(key, lambda: self._forecaster(site, steps))
+
+    def _forecaster(self, site: Site, steps: int) -> ByDimension:
         import torch
 
         from diffaccel.calibration import ready

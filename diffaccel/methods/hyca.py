@@ -80,6 +80,12 @@ class HyCa:
 
     def forecaster(self, site: Site, steps: int) -> ByDimension:
         """A solver for each cluster of each tensor the site returns."""
+        from diffaccel.calibration import ready
+
+        key = (replace(self, calibration=None), site.name, steps)
+        return ready(self).once(key, lambda: self._forecaster(site, steps))
+
+    def _forecaster(self, site: Site, steps: int) -> ByDimension:
         import torch
 
         from diffaccel.calibration import ready
