@@ -26,6 +26,7 @@ def tune(
     trace: Trace,
     prompts: Sequence[str],
     intervals: Sequence[int],
+    steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
     **arguments: Any,
@@ -37,6 +38,8 @@ def tune(
         trace: of level "model".
         prompts: drawn in one call of the pipeline, once in full and once for each choice and interval.
         intervals: those to tune for.
+        steps: what the pipeline is called with; as many as the trace has if None. Solvers that evaluate the network
+            twice a step have more of them.
         seed: of the first picture.
         progress: show a progress bar.
         **arguments: further arguments of `diffaccel.pipelines.image.pictures`.
@@ -44,7 +47,8 @@ def tune(
     Returns:
         A copy, with notes["tuned"] by interval: "anchors", "feedback", and "relative_l2" of all choices.
     """
-    full = _latents(pipe, prompts, seed, trace.steps, arguments)
+    steps = steps or trace.steps
+    full = _latents(pipe, prompts, seed, steps, arguments)
     tuned: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(intervals) * len(CHOICES), desc="tuning", unit="run", disable=not progress) as bar:
         for interval in intervals:
@@ -53,9 +57,7 @@ def tune(
                 method = Fitted(interval=interval, anchors=anchors, feedback=feedback, calibration=trace)
                 accelerate_pipeline(pipe, method)
                 try:
-                    errors.append(
-                        float(relative_l2(_latents(pipe, prompts, seed, trace.steps, arguments), full).mean())
-                    )
+                    errors.append(float(relative_l2(_latents(pipe, prompts, seed, steps, arguments), full).mean()))
                 finally:
                     pipe.acceleration.remove()
                 bar.update()

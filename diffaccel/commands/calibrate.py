@@ -75,7 +75,7 @@ def _calibrate(
     recorded = time.perf_counter() - start
     if args.level == "model" and (intervals := TUNED if args.tune is None else args.tune):
         fitting = [n for n in intervals if n < steps]
-        trace = tune(pipe, trace, prompts[:batch], fitting, args.seed, progress, **arguments)
+        trace = tune(pipe, trace, prompts[:batch], fitting, steps, args.seed, progress, **arguments)
     trace.save(output)
     seconds = time.perf_counter() - start
     data = {
