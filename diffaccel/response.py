@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -31,13 +32,14 @@ def responses(scheduler: Any) -> list[float]:
     steps = 0 if getattr(scheduler, "num_inference_steps", None) is None else len(scheduler.timesteps)
     if not steps:
         raise ValueError(f"{type(scheduler).__name__} has no timesteps: run the pipeline once, or call set_timesteps")
-    still = _drive(scheduler, None)
-    return [float((_drive(scheduler, step) - still) / _UNIT) for step in range(steps)]
+    fresh = _copy(scheduler)
+    still = _drive(fresh, None)
+    return [float((_drive(fresh, step) - still) / _UNIT) for step in range(steps)]
 
 
 def _drive(scheduler: Any, step: int | None) -> Tensor:
-    """The last latent of a run from 0 whose outputs are small at `step` and 0 elsewhere."""
-    fresh, generator = _copy(scheduler), torch.Generator().manual_seed(0)
+    """The last latent of a run from 0 whose outputs are small at `step` and 0 elsewhere; by a copy of `scheduler`."""
+    fresh, generator = copy.deepcopy(scheduler), torch.Generator().manual_seed(0)
     takes_generator = "generator" in inspect.signature(fresh.step).parameters
     sample = torch.zeros(1, 1, 1, 1)
     for place, time in enumerate(fresh.timesteps):
