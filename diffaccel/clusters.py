@@ -83,29 +83,31 @@ def solver_errors(moments: Moments, pool: Sequence[str], interval: int, horizon:
     Raises:
         ValueError: the run is too short for anchors of this spacing.
     """
-    windows = [
-        (newest, newest + offset)
-        for newest in moments.steps
-        for offset in range(1, horizon + 1)
-        if newest - 2 * interval >= moments.steps[0] and newest + offset <= moments.steps[-1]
-    ]
-    if not windows:
+    first, last = moments.steps[0], moments.steps[-1]
+    totals = {name: torch.zeros(moments.dims, dtype=torch.float64) for name in pool}
+    motion = moments.centred.diagonal(dim1=1, dim2=2).amax(1).double()
+    count = 0
+    for offset in range(1, horizon + 1):
+        places = range(first + 2 * interval, last - offset + 1)  # of the newest anchor
+        if not places:
+            continue
+        count += len(places)
+        rows = torch.tensor([moments.rows([s + offset, s, s - interval, s - 2 * interval]) for s in places])
+        # The weights are the same at all places, and sum to 1, so that means over steps drop out.
+        grams = moments.centred[:, rows.unsqueeze(2), rows.unsqueeze(1)].double().sum(1)
+        for name in pool:
+            times: list[Any] = [2.0 * interval, 1.0 * interval, 0.0]
+            weights = SOLVERS[name].weights(times, times[0] + offset)
+            v = torch.tensor([1.0, *(-float(weight) for weight in weights)], dtype=torch.float64)
+            # Moments are rounded to float32: smaller errors, as those on straight lines, cannot be told from 0.
+            rounding = torch.finfo(torch.float32).eps / 2 * float(v.abs().sum()) ** 2 * len(places)
+            totals[name] += (grams @ v @ v).maximum(rounding * motion)
+    if not count:
         raise ValueError(
             f"runs of {len(moments.steps)} steps are too short to choose solvers at interval {interval}: it takes "
             f"{2 * interval + 2} steps; calibrate with more steps, or choose a smaller interval"
         )
-    result = {}
-    motion = moments.centred.diagonal(dim1=1, dim2=2).amax(1).double()
-    for name in pool:
-        total = torch.zeros(moments.dims, dtype=torch.float64)
-        for newest, target in windows:
-            times = [newest, newest - interval, newest - 2 * interval]
-            weights = SOLVERS[name].weights([float(time) for time in times], float(target))
-            # Moments are rounded to float32: smaller errors, as those on straight lines, cannot be told from 0.
-            rounding = torch.finfo(torch.float32).eps / 2 * (1 + sum(abs(weight) for weight in weights)) ** 2
-            total += moments.error(weights, times, target).maximum(rounding * motion)
-        result[name] = total / len(windows)
-    return result
+    return {name: total / count for name, total in totals.items()}
 
 
 def choose(errors: Mapping[str, Tensor], labels: Sequence[int], weights: Mapping[str, float]) -> tuple[str, ...]:
