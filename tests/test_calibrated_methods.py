@@ -16,7 +16,9 @@ from torch import Tensor
 
 from diffaccel import Plan, accelerate, accelerate_pipeline
 from diffaccel.calibration import NAME, Calibration, record, worked_out
-from diffaccel.forecast import POOL, Forecaster, Hold, Solver, Taylor
+from diffaccel.clusters import amplification, choose, solver_errors
+from diffaccel.fitting import Fit, fit
+from diffaccel.forecast import POOL, SOLVERS, STRICT_POOL, Forecaster, Hold, Solver, Taylor
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
 from diffaccel.moments import Moments
@@ -84,6 +86,35 @@ def test_strict_chooses_from_the_papers_pool_by_the_next_step() -> None:
     assert HyCa(interval=4).solvers(moments, [0, 0]) == ("reuse",)
     # Without reuse; of the others bdf2_zero_slope has the smallest next-step error on sin(2.2 t).
     assert HyCa(interval=4, strict=True).solvers(moments, [0, 0]) == ("bdf2_zero_slope",)
+
+
+def test_hyca_chooses_by_all_offsets_at_its_interval() -> None:
+    moments, labels = Moments.of(torch.randn(16, 40, 30).cumsum(0).cumsum(0), 0, -1, tuple(range(16))), list(range(30))
+    prices = {name: amplification(name) for name in SOLVERS}
+
+    def best(pool: tuple[str, ...], interval: int, horizon: int) -> tuple[str, ...]:
+        return choose(solver_errors(moments, pool, interval, horizon), labels, prices)
+
+    assert HyCa(interval=4).solvers(moments, labels) == best(POOL, 4, 3) != best(POOL, 4, 1)
+    strict = HyCa(interval=4, strict=True).solvers(moments, labels)
+    assert strict == best(STRICT_POOL, 1, 1) != best(STRICT_POOL, 4, 3)
+
+
+@pytest.mark.parametrize("level", ["model", "block"])
+def test_fitted_weights_are_fitted_with_the_responses_of_the_sampler(level: str) -> None:
+    """Feedback where features become the network's output; inside the network errors do not add up in the latent."""
+    trace = learnt(level=level)
+    method = Fitted(interval=3, anchors=3, feedback=0.5, level=level, calibration=Calibration({8: trace}))
+    site = sites(tiny.flux().transformer, level)[0]
+    moments, plan = trace.networks["transformer"][site.name][0], method.plan([site], 8)
+    how = Fit(3, method.ridge, 0.5 if level == "model" else 0.0)
+    own = torch.zeros(moments.dims, dtype=torch.long)
+    expected = fit(moments, own, plan, trace.notes["responses"], how)
+    rule = method.forecaster(site, 8)
+    for s, anchors in expected.rows:
+        times = [float(a) for a in anchors]
+        found = rule.weights(times, float(s))[moments.leaf][:, 0].tolist()
+        assert found == pytest.approx(expected.weights(times, float(s))[0], rel=1e-6)
 
 
 @both
@@ -325,7 +356,10 @@ def errors_on(trace: Trace, plan: Plan, rules: dict[str, Any]) -> dict[str, floa
 def test_fitted_forecasts_held_out_prompts_best(digits: tuple[Any, Trace, Trace], interval: int) -> None:
     pipe, train, held_out = digits
     (site,) = sites(pipe.transformer, "model")
-    fitted = [Fitted(interval, 3, 0.0, clusters=c, calibration=Calibration({12: train})) for c in (1, 4, 0)]
+    fitted = [
+        Fitted(interval=interval, anchors=3, feedback=0.0, clusters=c, calibration=Calibration({12: train}))
+        for c in (1, 4, 0)
+    ]
     learnt = {f"fitted, {one.clusters} clusters": one.forecaster(site, 12) for one in fitted}
     others = {"reuse": Hold(), "taylor 1": Taylor(1), "taylor 2": Taylor(2)}
     errors = errors_on(held_out, fitted[0].plan([site], 12), learnt | others)

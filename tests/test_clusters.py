@@ -140,8 +140,10 @@ def test_each_cluster_chooses_by_its_own_dimensions() -> None:
 
 
 def test_ties_go_to_the_smaller_amplification() -> None:
-    tied = {"ab2": torch.tensor([1.0]), "rk2": torch.tensor([1.0 + 1e-12]), "tf1": torch.tensor([1.0])}
-    assert choose({name: values.double() for name, values in tied.items()}, [0], PRICES) == ("rk2",)
+    tied = {"ab2": 1.0, "rk2": 1.0 + 1e-12, "tf1": 1.0}
+    tensors = {name: torch.tensor([value], dtype=torch.float64) for name, value in tied.items()}
+    assert tensors["rk2"] > tensors["tf1"]
+    assert choose(tensors, [0], PRICES) == ("rk2",)
     apart = {"ab2": torch.tensor([1.0]), "rk2": torch.tensor([1.0 + 1e-6])}
     assert choose({name: values.double() for name, values in apart.items()}, [0], PRICES) == ("ab2",)
 
