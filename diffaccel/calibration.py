@@ -82,6 +82,12 @@ class Calibration:
             raise ValueError(f"the calibration has no statistics of {site}: {COMMAND}")
         return sites[site]
 
+    def features(self, network: str | None, steps: int) -> list[Moments]:
+        """Statistics of everything that all sites of a network return."""
+        networks = self.trace(steps).networks
+        sites = networks[network] if network is not None else next(iter(networks.values()))
+        return [moments for leaves in sites.values() for moments in leaves]
+
     def labels(self, network: str | None, site: str, leaf: int, clusters: int, steps: int) -> list[int]:
         """The cluster of each dimension of a feature.
 
@@ -98,9 +104,9 @@ class Calibration:
         """How much the result moves with the network's output at each step, see `diffaccel.response`."""
         return list(self.trace(steps).notes["responses"])
 
-    def tuned(self, interval: int, steps: int) -> tuple[int, float] | None:
-        """Anchors and feedback that were best at this interval, see `diffaccel.tuning`; None where not tuned."""
-        found = self.trace(steps).notes.get("tuned", {}).get(str(interval))
+    def tuned(self, computed: int, steps: int) -> tuple[int, float] | None:
+        """Anchors and feedback that were best for so many computed steps, see `diffaccel.tuning`; None if not tuned."""
+        found = self.trace(steps).notes.get("tuned", {}).get(str(computed))
         return None if found is None else (int(found["anchors"]), float(found["feedback"]))
 
 

@@ -1,4 +1,4 @@
-"""Tuning: which anchors and which feedback suit an interval, found by running the pipeline, since errors feed back."""
+"""Tuning: which anchors and which feedback suit a number of computed steps, found by runs, since errors feed back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffaccel.metrics.parity import relative_l2
 from diffaccel.pipelines import image
 from diffaccel.trace import Trace
 
-CHOICES = ((2, 0.0), (3, 0.0), (3, 0.25), (3, 0.5), (3, 0.75))
+CHOICES = ((2, 0.0), (3, 0.0), (3, 0.25), (3, 0.5))
 """Anchors and feedback that are tried."""
 
 
@@ -25,19 +25,19 @@ def tune(
     pipe: Any,
     trace: Trace,
     prompts: Sequence[str],
-    intervals: Sequence[int],
+    counts: Sequence[int],
     steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
     **arguments: Any,
 ) -> Trace:
-    """The trace with the best of `CHOICES` for each interval, by the latents of these prompts.
+    """The trace with the best of `CHOICES` for each number of computed steps, by the latents of these prompts.
 
     Args:
         pipe: the pipeline the trace is of; it is left as it was.
         trace: of level "model".
-        prompts: drawn in one call of the pipeline, once in full and once for each choice and interval.
-        intervals: those to tune for.
+        prompts: drawn in one call of the pipeline, once in full and once for each choice and number.
+        counts: numbers of computed steps to tune for.
         steps: what the pipeline is called with; as many as the trace has if None. Solvers that evaluate the network
             twice a step have more of them.
         seed: of the first picture.
@@ -45,16 +45,16 @@ def tune(
         **arguments: further arguments of `diffaccel.pipelines.image.pictures`.
 
     Returns:
-        A copy, with notes["tuned"] by interval: "anchors", "feedback", and "relative_l2" of all choices.
+        A copy, with notes["tuned"] by number of computed steps: "anchors", "feedback", "relative_l2" of all choices.
     """
     steps = steps or trace.steps
     full = _latents(pipe, prompts, seed, steps, arguments)
     tuned: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(intervals) * len(CHOICES), desc="tuning", unit="run", disable=not progress) as bar:
-        for interval in intervals:
+    with tqdm(total=len(counts) * len(CHOICES), desc="tuning", unit="run", disable=not progress) as bar:
+        for count in counts:
             errors = []
             for anchors, feedback in CHOICES:
-                method = Fitted(interval=interval, anchors=anchors, feedback=feedback, calibration=trace)
+                method = Fitted(computed=count, anchors=anchors, feedback=feedback, calibration=trace)
                 accelerate_pipeline(pipe, method)
                 try:
                     errors.append(float(relative_l2(_latents(pipe, prompts, seed, steps, arguments), full).mean()))
@@ -62,7 +62,7 @@ def tune(
                     pipe.acceleration.remove()
                 bar.update()
             best = CHOICES[errors.index(min(errors))]
-            tuned[str(interval)] = {"anchors": best[0], "feedback": best[1], "relative_l2": errors}
+            tuned[str(count)] = {"anchors": best[0], "feedback": best[1], "relative_l2": errors}
     return replace(trace, notes={**trace.notes, "tuned": tuned})
 
 

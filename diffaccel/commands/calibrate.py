@@ -74,8 +74,8 @@ def _calibrate(
     trace = record(pipe, prompts, steps, args.level, batch, args.seed, progress, **arguments)
     recorded = time.perf_counter() - start
     if args.level == "model" and (intervals := TUNED if args.tune is None else args.tune):
-        fitting = [n for n in intervals if n < steps]
-        trace = tune(pipe, trace, prompts[:batch], fitting, steps, args.seed, progress, **arguments)
+        counts = sorted({computed(n, trace.steps) for n in intervals}, reverse=True)
+        trace = tune(pipe, trace, prompts[:batch], counts, steps, args.seed, progress, **arguments)
     trace.save(output)
     seconds = time.perf_counter() - start
     data = {
@@ -107,6 +107,13 @@ def _output(args: argparse.Namespace, source: str, is_bundled: bool, steps: int)
         )
     check_writable(output, "-o")
     return output
+
+
+def computed(interval: int, steps: int) -> int:
+    """How many steps `fitted` computes at an interval, see `diffaccel.methods.fitted`."""
+    from diffaccel.methods.fitted import Fitted
+
+    return len(Fitted(interval=interval).plan([], steps).computed())
 
 
 def stability(trace: Trace) -> list[dict[str, float]]:
@@ -147,13 +154,15 @@ def as_text(data: dict[str, Any]) -> str:
     groups = table("clusters", "silhouette", "adjusted Rand index between runs")
     for row in data["clusters"]:
         groups.add_row(str(row["clusters"]), f"{row['silhouette']:.2f}", f"{row['rand']:.2f}")
-    choices = table("interval", "HyCa's solvers, share of dimensions", "fitted: anchors", "feedback", "relative L2")
+    choices = table("interval", "HyCa's solvers, share of dimensions")
     for interval, shares in data["solvers"].items():
-        best = data["tuned"].get(interval)
         words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        numbers = [str(best["anchors"]), f"{best['feedback']:g}", f"{min(best['relative_l2']):.4f}"] if best else []
-        choices.add_row(interval, words, *numbers)
+        choices.add_row(interval, words)
+    best = table("fitted: computed steps", "anchors", "feedback", "relative L2")
+    for count, tuned in data["tuned"].items():
+        error = min(tuned["relative_l2"])
+        best.add_row(count, str(tuned["anchors"]), f"{tuned['feedback']:g}", f"{error:.4f}")
     seconds = data["seconds"]
     head = f"{data['model']}: {data['pictures']} pictures of {data['steps']} steps at level {data['level']}"
     tail = f"{seconds['recording']:.1f} s to record, {seconds['all']:.1f} s in all, {format_bytes(data['bytes'])}"
-    return f"{head}\n\n{render(groups)}\n\n{render(choices)}\n\n{tail}\nwrote {data['output']}"
+    return f"{head}\n\n{render(groups)}\n\n{render(choices)}\n\n{render(best)}\n\n{tail}\nwrote {data['output']}"
