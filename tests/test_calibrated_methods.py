@@ -298,19 +298,14 @@ def test_copies_of_a_calibrated_method_are_equal_to_it(method: str) -> None:
         pipe.acceleration.remove()
 
 
-@pytest.mark.parametrize("steps", [8, 12])
-def test_what_was_tuned_is_what_is_used(steps: int) -> None:
-    trace = learnt(steps=steps)
-    tuned = replace(trace, notes={**trace.notes, "tuned": {"3": {"anchors": 2, "feedback": 0.25}}})
-    for interval, given, expected in (
-        (3, {}, (2, 0.25)),
-        (3, {"anchors": 1}, (1, 0.25)),
-        (3, {"feedback": 0.0}, (2, 0.0)),
-        (2, {}, (2, 0.0)),  # not tuned, and more than a seventh of the run
-        (1, {}, (3, 0.5)),
-    ):
-        method = Fitted(interval=interval, calibration=Calibration({steps: tuned}), **given)
-        assert method.tuned(steps) == expected
+def test_what_was_tuned_is_used_unless_told_otherwise() -> None:
+    trace = learnt()
+    best = {str(key): {"anchors": 2, "feedback": 0.125} for key in range(1, 9)}
+    tuned = Calibration({8: replace(trace, notes={**trace.notes, "tuned": best})})
+    assert Fitted(interval=3, calibration=tuned).tuned(8) == (2, 0.125)
+    assert Fitted(interval=3, anchors=1, calibration=tuned).tuned(8) == (1, 0.125)
+    assert Fitted(interval=3, feedback=0.0, calibration=tuned).tuned(8) == (2, 0.0)
+    assert Fitted(interval=3, calibration=Calibration({8: trace})).tuned(8) != (2, 0.125)
 
 
 @families
