@@ -16,6 +16,8 @@ from torch import Tensor
 from diffaccel.moments import Moments
 from diffaccel.plan import Plan
 
+_ROUNDING = 1e-5  # of moments, which are kept in float32, relative to their mean
+
 
 def best_plan(features: Sequence[Moments], response: Sequence[float], computed: int) -> Plan:
     """The plan of `computed` steps that leaves the smallest sum of squared gap errors.
@@ -73,7 +75,8 @@ def _gap_error(gram: Tensor, scale: Tensor, older: int, newest: int, following: 
     if older >= 0:
         x = torch.zeros_like(scale)
         x[older], x[newest] = 1, -1
-        spread = x @ gram @ x
+        # Anchors that hardly differ tell nothing but rounding.
+        spread = x @ gram @ x + _ROUNDING * gram.diagonal().mean()
         if spread > 0:
             left = left - (x @ gram @ target) ** 2 / spread
     return max(float(left), 0.0)

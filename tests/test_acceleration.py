@@ -332,7 +332,7 @@ def test_options_change_an_instance() -> None:
 
 
 def test_public_names() -> None:
-    assert set(METHODS) == {"taylorseer"}
+    assert set(METHODS) == {"fitted", "hyca", "taylorseer"}
     assert all(hasattr(diffaccel, name) for name in diffaccel.__all__)
     with pytest.raises(AttributeError, match="no attribute 'accelerat'"):
         diffaccel.accelerat  # noqa: B018

@@ -77,7 +77,7 @@ def test_the_bundled_pipeline_has_calibrations_for_its_recommended_steps(method:
     pipe.set_progress_bar_config(disable=True)
     accelerate_pipeline(pipe, method, interval=4)
     assert image.pictures(pipe, [SEVEN], steps=28).isfinite().all()
-    assert pipe.acceleration.plan.computed()[:5] == [0, 1, 2, 6, 10]
+    assert len(pipe.acceleration.plan.computed()) == (9 if method == "hyca" else 10)
     assert image.pictures(pipe, [SEVEN], steps=50).isfinite().all()
 
 
