@@ -15,8 +15,9 @@ REFERENCES := clean-fid lpips torch-fidelity torchvision
 demo: $(VENV)/.core ## draw the same prompts without and with TaylorSeer, side by side in one picture
 	$(BIN)/diffaccel generate $(PROMPTS) --compare --interval 4 --order 2 -o demo.png
 
-evaluate: $(VENV)/.evaluate ## judge two settings of TaylorSeer: evaluation/report.html, about three minutes
-	$(BIN)/diffaccel evaluate --method taylorseer:interval=4,order=2 --method taylorseer:interval=6,order=1 -o evaluation
+evaluate: $(VENV)/.evaluate ## judge TaylorSeer and fitted weights: evaluation/report.html, about two minutes
+	$(BIN)/diffaccel evaluate --method taylorseer:interval=4,order=2 --method taylorseer:interval=6,order=1 \
+		--method fitted:interval=6 -o evaluation
 
 test: $(VENV)/.dev $(VENV)/references/.complete ## lint, types and tests
 	$(BIN)/ruff check --output-format concise .
