@@ -187,3 +187,10 @@ def test_building_takes_no_memory_for_weights(tmp_path: Path) -> None:
     [network] = blueprint.denoisers(str(tmp_path), index, torch.bfloat16).values()
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
     assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
+
+
+def test_a_schedule_that_the_calibration_decides_is_called_that(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "which ones the calibration decides"
+    for method, told in (("fitted", True), ("fitted:schedule=even", False), ("hyca", False), ("taylorseer", False)):
+        assert main(["info", "flux-digits", "--method", method]) == 0
+        assert (line in capsys.readouterr().out) is told

@@ -120,6 +120,7 @@ def plan_data(network: nn.Module, method: Method, steps: int) -> dict[str, Any]:
     order = method.order
     rows = [plan.computed(i) for i in range(len(plan.rows))]
     result = {"method": written_out(method), "level": method.level, "order": order, "steps": steps, "plan": rows}
+    result |= {"chosen": getattr(method, "schedule", None) == "best"}
     return result | {"computed": computed_steps(plan), "bound": plan.bound, "plan_text": str(plan)}
 
 
@@ -132,6 +133,8 @@ def as_text(data: dict[str, Any], names: bool) -> str:
             for level, entry in network["levels"].items():
                 lines += ["", f"{level} sites:", *(f"  {site}" for site in entry["sites"])]
     lines += ["", data["method"], data["plan_text"]]
+    if data["chosen"]:
+        lines.append("as many steps, but which ones the calibration decides")
     return "\n".join(lines)
 
 
