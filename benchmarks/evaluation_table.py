@@ -64,14 +64,14 @@ def table(result: Entry) -> str:
 
 def provenance(result: Entry) -> str:
     """Where the numbers are from, in a sentence."""
-    request, environment = result["request"], result["environment"]
-    clock = result["candidates"][0]["time"]["clock"]
+    request, environment, first = result["request"], result["environment"], result["candidates"][0]["time"]
+    reference = result["reference"]
+    distances = f"distances to {reference['name']} unless they say to full; " if reference else ""
     return (
         f"{request['num']} pictures of {request['model']}, {request['steps']} steps, seeds from {request['seed']}, "
-        f"batch {request['batch']}, {request['dtype']} on {request['device']}; speed-up in {clock} of whole calls, "
-        f"median of {result['candidates'][0]['time']['rounds']} rounds with their range; 95% intervals; distances to "
-        f"{result['reference']['name']} unless they say to full (torch {environment['torch']}, diffusers "
-        f"{environment['diffusers']}). Recorded by `{result['command']}`."
+        f"batch {request['batch']}, {request['dtype']} on {request['device']}; speed-up in {first['clock']} of whole "
+        f"calls, median of {first['rounds']} rounds with their range; 95% intervals; {distances}torch "
+        f"{environment['torch']}, diffusers {environment['diffusers']}. Recorded by `{result['command']}`."
     )
 
 
