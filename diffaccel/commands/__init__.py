@@ -43,6 +43,12 @@ def check_writable(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path} cannot be written: choose another place")
 
 
+def check_json(args: argparse.Namespace) -> None:
+    """Raise UsageError unless the file that --json names, if it names one, can be written."""
+    if args.json not in (None, "-"):
+        check_writable(Path(args.json), "--json")
+
+
 def write_json(data: dict[str, Any], path: str) -> None:
     """Write to a file, or to standard output for `-`."""
     text = json.dumps(data, indent=1, allow_nan=False)

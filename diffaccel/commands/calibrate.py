@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffaccel.commands import Answer, UsageError, check_writable, device_of, show_progress, silence_libraries
+from diffaccel.commands import (
+    Answer,
+    UsageError,
+    check_json,
+    check_writable,
+    device_of,
+    show_progress,
+    silence_libraries,
+)
 from diffaccel.commands.env import environment
+from diffaccel.commands.model import dtype_of, limit_threads, size_of
 from diffaccel.commands.prompts import read_prompts
 from diffaccel.commands.text import render, table
 from diffaccel.pipelines import bundled
@@ -31,8 +39,7 @@ def run(args: argparse.Namespace) -> Answer:
         OSError: the model cannot be loaded.
     """
     progress = show_progress(args)
-    if args.json not in (None, "-"):
-        check_writable(Path(args.json), "--json")
+    check_json(args)
     try:
         source = locate(args.model)
         is_bundled = args.model in bundled.NAMES
@@ -41,7 +48,7 @@ def run(args: argparse.Namespace) -> Answer:
         from diffaccel.pipelines import image
 
         kind = image.pipeline_class(read_json(source))
-        size = {name: value for name in ("height", "width") if (value := getattr(args, name)) is not None}
+        size = size_of(args)
         image.check_arguments(kind, list(size))
         steps = image.denoising_steps(kind, call_defaults(source), args.steps)
         output = _output(args, source, is_bundled, steps)
@@ -56,18 +63,14 @@ def run(args: argparse.Namespace) -> Answer:
 def _calibrate(
     args: argparse.Namespace, prompts: list[str], steps: int, size: dict[str, int], output: Path, progress: bool
 ) -> Answer:
-    import torch
-
     from diffaccel.calibration import record
     from diffaccel.pipelines import image
     from diffaccel.tuning import tune
 
     device, is_bundled = device_of(args.device), args.model in bundled.NAMES
-    if is_bundled and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # so small that a second thread mostly waits for the first
-    dtype = args.dtype or ("bfloat16" if device.type == "cuda" and not is_bundled else "float32")
+    limit_threads(args.model, device)
     batch = min(args.batch or (16 if is_bundled else 1), len(prompts))
-    pipe = image.load(args.model, getattr(torch, dtype), device)
+    pipe = image.load(args.model, dtype_of(args, device), device)
     pipe.set_progress_bar_config(disable=True)
     arguments = {"guidance": args.guidance, **size}
     start = time.perf_counter()

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffaccel.commands import Answer, UsageError, check_writable, device_of, show_progress, silence_libraries
+from diffaccel.commands import (
+    Answer,
+    UsageError,
+    check_json,
+    check_writable,
+    device_of,
+    show_progress,
+    silence_libraries,
+)
 from diffaccel.commands.env import environment
+from diffaccel.commands.model import dtype_of, limit_threads, size_of
 from diffaccel.commands.prompts import read_prompts
 from diffaccel.commands.report import SHOWN, as_text, write_report
 from diffaccel.pipelines import bundled
@@ -34,7 +42,7 @@ class Plan:
     source: str
     kind: type[Any]
     device: torch.device
-    dtype: str
+    dtype: torch.dtype
     prompts: list[str]
     steps: int
     batch: int
@@ -51,9 +59,9 @@ def run(args: argparse.Namespace) -> Answer:
         OSError: the model cannot be loaded.
     """
     progress = show_progress(args)
-    for path, option in ((args.json, "--json"), (args.html, "--html")):
-        if path not in (None, "-"):
-            check_writable(Path(path), option)
+    check_json(args)
+    if args.html is not None:
+        check_writable(Path(args.html), "--html")
     if args.images is not None:
         from diffaccel.commands import score
 
@@ -77,8 +85,8 @@ def _evaluate(args: argparse.Namespace, progress: bool) -> Answer:
     names = choose.metric_names(args)
     plan = make_plan(args)
     tools = choose.tools(args, names, plan.device, progress)
-    pipe = image.load(args.model, _dtype(plan.dtype), plan.device)
-    size = {name: value for name in ("height", "width") if (value := getattr(args, name)) is not None}
+    pipe = image.load(args.model, plan.dtype, plan.device)
+    size = size_of(args)
     subject = Subject(
         pipe, plan.prompts, args.seed, plan.steps, image.call_arguments(pipe, plan.steps, args.guidance, **size)
     )
@@ -138,19 +146,15 @@ def make_plan(args: argparse.Namespace) -> Plan:
     prompts = read_prompts(args.prompts, is_bundled, args.num)
     device = device_of(args.device)
     kind = image.pipeline_class(read_json(source))
-    image.check_arguments(kind, [name for name in ("height", "width") if getattr(args, name) is not None])
+    image.check_arguments(kind, list(size_of(args)))
     steps = image.denoising_steps(kind, call_defaults(source), args.steps)
     for n in args.steps_baseline or ():
         if n >= steps:
             raise UsageError(f"--steps-baseline {n} is not fewer than the {steps} steps of the full run")
-    dtype = args.dtype or ("bfloat16" if device.type == "cuda" and not is_bundled else "float32")
-    if is_bundled and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        import torch
-
-        torch.set_num_threads(1)  # so small that a second thread mostly waits for the first
+    limit_threads(args.model, device)
     batch = min(args.batch or (16 if is_bundled else 1), len(prompts))
     methods = accelerations(texts, kind.__name__, steps)
-    return Plan(source, kind, device, dtype, prompts, steps, batch, methods, output)
+    return Plan(source, kind, device, dtype_of(args, device), prompts, steps, batch, methods, output)
 
 
 def describe(args: argparse.Namespace, plan: Plan, subject: Subject) -> dict[str, Any]:
@@ -165,15 +169,8 @@ def describe(args: argparse.Namespace, plan: Plan, subject: Subject) -> dict[str
         "texts": plan.prompts,
         "seed": args.seed,
         "batch": plan.batch,
-        "dtype": plan.dtype,
+        "dtype": str(plan.dtype).removeprefix("torch."),
         "device": str(plan.device),
         "arguments": subject.arguments,
         "versions": {name: version for name, version in environment().items() if name in ("torch", "diffusers")},
     }
-
-
-def _dtype(name: str) -> torch.dtype:
-    import torch
-
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -14,16 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from diffaccel.commands import Answer, UsageError, check_writable, device_of, show_progress, silence_libraries
+from diffaccel.commands import (
+    Answer,
+    UsageError,
+    check_json,
+    check_writable,
+    device_of,
+    show_progress,
+    silence_libraries,
+)
 from diffaccel.commands.env import environment
 from diffaccel.commands.method import method_of, outcome, summary
+from diffaccel.commands.model import dtype_of, limit_threads, size_of
 from diffaccel.methods import Method, written_out
 from diffaccel.pipelines.bundled import NAMES as BUNDLED
 from diffaccel.pipelines.bundled.digits.captions import Scene
 from diffaccel.pipelines.source import call_defaults, locate, read_json
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 logger = logging.getLogger("diffaccel")
@@ -67,20 +74,18 @@ def run(args: argparse.Namespace) -> Answer:
     index = read_json(source)
     device = device_of(args.device)
     _warn_of_strange_prompts(args)
-    import torch
 
     from diffaccel.pipelines import image
 
-    size = {name: value for name in ("height", "width") if (value := getattr(args, name)) is not None}
+    size = size_of(args)
     try:
         kind = image.pipeline_class(index)
         image.check_arguments(kind, list(size))
     except ValueError as error:
         raise UsageError(str(error)) from error
     method = method_of(args, kind.__name__, DEFAULT_METHOD if args.compare else None)
-    dtype = _dtype(args, device)
-    if args.model in BUNDLED and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # so small that a second thread mostly waits for the first
+    dtype = dtype_of(args, device)
+    limit_threads(args.model, device)
     pipe = image.load(args.model, dtype, device)
     request = Request(
         model=args.model,
@@ -173,8 +178,7 @@ def output_files(args: argparse.Namespace) -> list[Path]:
         check_writable(path, "-o")
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise UsageError(f"-o {output}: Pillow writes no files of this kind, name it {output.with_suffix('.png')}")
-    if args.json not in (None, "-"):
-        check_writable(Path(args.json), "--json")
+    check_json(args)
     return outputs
 
 
@@ -185,12 +189,3 @@ def _warn_of_strange_prompts(args: argparse.Namespace) -> None:
             Scene.parse(prompt)
         except ValueError as error:
             logger.warning("%s was not trained on prompts like this: %s", args.model, error)
-
-
-def _dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """The type asked for; else float32, or bfloat16 for large models on a GPU."""
-    import torch
-
-    large = device.type == "cuda" and args.model not in BUNDLED
-    dtype: torch.dtype = getattr(torch, args.dtype or ("bfloat16" if large else "float32"))
-    return dtype

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffaccel.commands import Answer, UsageError, check_writable, show_progress, silence_libraries
+from diffaccel.commands import Answer, UsageError, check_json, show_progress, silence_libraries
 from diffaccel.commands.method import computed_steps, method_of
 from diffaccel.commands.text import render, table
 from diffaccel.methods import Method, written_out
@@ -29,8 +28,7 @@ def run(args: argparse.Namespace) -> Answer:
         OSError: a configuration file cannot be read or fetched.
     """
     method_of(args, "", DEFAULT_METHOD)  # for its errors, before anything is imported
-    if args.json not in (None, "-"):
-        check_writable(Path(args.json), "--json")
+    check_json(args)
     try:
         source = locate(args.model)
     except ValueError as error:

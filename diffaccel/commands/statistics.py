@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffaccel.commands import Answer, UsageError, check_writable, device_of, show_progress, silence_libraries
+from diffaccel.commands import (
+    Answer,
+    UsageError,
+    check_json,
+    check_writable,
+    device_of,
+    show_progress,
+    silence_libraries,
+)
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -20,8 +28,7 @@ def run(args: argparse.Namespace) -> Answer:
     check_writable(output, "-o")
     if output.suffix != ".npz":
         raise UsageError(f"-o {output}: statistics are kept as .npz, name it {output.with_suffix('.npz')}")
-    if args.json not in (None, "-"):
-        check_writable(Path(args.json), "--json")
+    check_json(args)
     progress = show_progress(args)
     silence_libraries(progress)
     from diffaccel.commands import tools

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffaccel.commands import NotHereError, UsageError
-from diffaccel.evaluation.tools import DISTRIBUTIONS, Reference, Tools, check_installed, check_names
+from diffaccel.evaluation.tools import DISTRIBUTIONS, Reference, Tools, check_installed, check_names, is_statistics
 from diffaccel.metrics import statistics
 from diffaccel.metrics.clip import ClipScorer
 from diffaccel.metrics.extractor import Extractor, Features, load_extractor
@@ -120,7 +120,7 @@ def _reference(args: argparse.Namespace, extractor: Extractor, is_bundled: bool,
     path = Path(given)
     if path.is_dir():
         return Reference(name, statistics.of(features_of(find(path).files, extractor, progress), extractor.identity))
-    if path.suffix != ".npz":
+    if not is_statistics(path):
         raise UsageError(f"--reference {given} is neither a folder of pictures nor a statistics file (.npz)")
     loaded = statistics.load(path)
     try:
