@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from table import rows
+from table import insert, rows
 
 Entry = Mapping[str, Any]
 BEGIN, END = "<!-- calibrated:begin -->", "<!-- calibrated:end -->"
@@ -120,14 +120,10 @@ def main() -> None:
     result = text(
         json.loads(arguments.features.read_text()), [json.loads(path.read_text()) for path in arguments.pictures]
     )
-    if not arguments.into:
+    if arguments.into:
+        insert(result, arguments.into, BEGIN, END)
+    else:
         print(result)
-        return
-    page = arguments.into.read_text()
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise SystemExit(f"{arguments.into} should hold {BEGIN} and {END} once")
-    before, rest = page.split(BEGIN)
-    arguments.into.write_text(f"{before}{BEGIN}\n{result}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from table import rows
+from table import insert, rows
 
 Entry = Mapping[str, Any]
 BEGIN, END = "<!-- evaluated:begin -->", "<!-- evaluated:end -->"
@@ -86,14 +86,10 @@ def main() -> None:
     if arguments.keep:
         arguments.keep.write_text(json.dumps(result, indent=1) + "\n")
     text = f"{provenance(result)}\n\n{table(result)}"
-    if not arguments.into:
+    if arguments.into:
+        insert(text, arguments.into, BEGIN, END)
+    else:
         print(text)
-        return
-    page = arguments.into.read_text()
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise SystemExit(f"{arguments.into} should hold {BEGIN} and {END} once")
-    before, rest = page.split(BEGIN)
-    arguments.into.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-Point = tuple[float, float]  # speed-up, PSNR
+from diffaccel.evaluation.labels import Point
+from diffaccel.evaluation.plot import front
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), and a marker each.
 STYLES: dict[str, tuple[str, str, str]] = {
@@ -28,15 +29,6 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "diffusers, lite": ("#CC79A7", "P", "diffusers' cache, lite"),
 }
 NAMED = "model"  # the family whose points are named
-
-
-def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other point beats in both coordinates, from left to right."""
-    result: list[Point] = []
-    for point in sorted(points, reverse=True):
-        if not result or point[1] > result[-1][1]:
-            result.append(point)
-    return result[::-1]
 
 
 def panel(axes: Axes, run: Mapping[str, Any], batch: str) -> None:

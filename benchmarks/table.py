@@ -105,17 +105,17 @@ def provenance(result: Entry, run: Entry, batch: str) -> str:
     )
 
 
-def insert(text: str, document: Path) -> None:
+def insert(text: str, document: Path, begin: str = BEGIN, end: str = END) -> None:
     """Put a text between the two marks of a document.
 
     Raises:
-        ValueError: the document does not have both marks, in this order.
+        SystemExit: the document does not have both marks once, in this order.
     """
-    before, begin, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{document} should hold {BEGIN} and then {END}, around the place of the table")
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    page = document.read_text()
+    before, _, rest = page.partition(begin)
+    if page.count(begin) != 1 or page.count(end) != 1 or end not in rest:
+        raise SystemExit(f"{document} should hold {begin} and then {end}, once, around the place of the table")
+    document.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 def main() -> None:
