@@ -86,6 +86,11 @@ class Acceleration:
         return "\n".join(str(session.report()) for session in self._sessions.values())
 
 
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The networks a pipeline calls at every step, by name; empty if it has none."""
+    return {name: part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)}
+
+
 def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **options: Any) -> Pipeline:
     """Accelerate a diffusers pipeline in place.
 
@@ -104,7 +109,7 @@ def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **o
         ValueError: an unknown method or value, a network that is accelerated already or has no site, or a calibration
             that is missing or of another pipeline. The pipeline is as it was before.
     """
-    networks = {name: part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)}
+    networks = denoisers(pipe)
     if isinstance(pipe, nn.Module):
         raise TypeError(
             f"{type(pipe).__name__} is a network, not a pipeline: use diffaccel.accelerate(network, method, steps=...)"

@@ -18,8 +18,8 @@ from diffaccel.fingerprint import Fingerprint
 from diffaccel.moments import Moments, subset
 from diffaccel.patch import Patch
 from diffaccel.session import check_free
-from diffaccel.sites import sites
-from diffaccel.trace import Trace, denoisers
+from diffaccel.sites import called_twice, check_reached, sites
+from diffaccel.trace import Trace, recordable
 
 logger = logging.getLogger("diffaccel")
 
@@ -43,7 +43,7 @@ class Recorder:
         self._run = -1
         self._fingerprints: dict[str, Fingerprint] = {}
         self._totals: dict[tuple[str, str], list[Moments]] = {}  # by network and site
-        self._tracks = {name: Track(network, self) for name, network in denoisers(pipe).items()}
+        self._tracks = {name: Track(network, self) for name, network in recordable(pipe).items()}
 
     def trace(self) -> Trace:
         """The statistics of all complete runs so far.
@@ -186,12 +186,8 @@ class Track:
         moment, self._moment = self._moment, None
         assert moment is not None
         self.steps.add(moment.step)
-        missed = [site.name for i, site in enumerate(self.sites) if (i, moment.branch) not in self._series]
-        if missed:
-            raise RuntimeError(
-                f"{type(network).__name__} did not call {missed[0]} in a whole step ({len(missed)} of "
-                f"{len(self.sites)} sites missed), so level={self.recorder.level!r} does not fit it: choose another"
-            )
+        missed = [site for i, site in enumerate(self.sites) if (i, moment.branch) not in self._series]
+        check_reached(network, missed, len(self.sites), self.recorder.level)
 
     def _site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
         """Site `i` as it is installed: compute, and keep a part."""
@@ -213,10 +209,7 @@ class Track:
             self._axes[i, leaf] = 1 if dims_axis(tensor) < tensor.ndim - 1 else -1
             kept = series.setdefault(leaf, {})
             if moment.step in kept:
-                raise RuntimeError(
-                    f"{type(self.network).__name__} called {self.sites[i].name} twice in one step: two features, which "
-                    f"level={self.recorder.level!r} cannot tell apart; choose another level"
-                )
+                raise called_twice(self.network, self.sites[i], self.recorder.level)
             before = next(iter(kept.values()), part)
             if before.shape != part.shape:
                 raise RuntimeError(

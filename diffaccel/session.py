@@ -19,7 +19,7 @@ from diffaccel.methods import Method, written_out
 from diffaccel.patch import Patch
 from diffaccel.plan import Plan
 from diffaccel.report import Report, SiteReport
-from diffaccel.sites import sites
+from diffaccel.sites import called_twice, check_reached, sites
 from diffaccel.timing import Stopwatch
 
 logger = logging.getLogger("diffaccel")
@@ -160,15 +160,8 @@ class Session:
         computing = set(self._computing)
         self._stopwatch.stop("mixed" if len(computing) > 1 else "computed" if True in computing else "skipped")
         if moment.step == 0:
-            self._check_reached(moment.branch)
-
-    def _check_reached(self, branch: str) -> None:
-        missed = [site.name for i, site in enumerate(self.sites) if (i, branch) not in self._anchors]
-        if missed:
-            raise RuntimeError(
-                f"{type(self.network).__name__} did not call {missed[0]} in a whole step ({len(missed)} of "
-                f"{len(self.sites)} sites missed), so level={self.method.level!r} does not fit it: choose another level"
-            )
+            missed = [site for i, site in enumerate(self.sites) if (i, moment.branch) not in self._anchors]
+            check_reached(network, missed, len(self.sites), self.method.level)
 
     def _site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
         """Site `i` as it is installed: compute and keep, or forecast."""
@@ -205,10 +198,7 @@ class Session:
         self._computed[key] += 1
         anchors = self._anchors.setdefault(key, deque(maxlen=self.forecasters[key[0]].order + 1))
         if anchors and anchors[0][0] == step:
-            raise RuntimeError(
-                f"{type(self.network).__name__} called {self.sites[key[0]].name} twice in one step: two features, "
-                f"which level={self.method.level!r} cannot tell apart; choose another level"
-            )
+            raise called_twice(self.network, self.sites[key[0]], self.method.level)
         if anchors and not anchors[0][1].like(feature):
             anchors.clear()
         anchors.appendleft((step, feature))

@@ -6,7 +6,7 @@ whole block outputs; `"model"` catches one feature, the output of the last block
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -56,6 +56,23 @@ def sites(model: nn.Module, level: str = "sublayer") -> list[Site]:
             "transformer or UNet blocks. Pass the denoising network itself (pipe.transformer or pipe.unet)"
         )
     return result
+
+
+def check_reached(model: nn.Module, missed: Sequence[Site], of: int, level: str) -> None:
+    """Raise RuntimeError if a network did not call some of its `of` sites in a whole step."""
+    if missed:
+        raise RuntimeError(
+            f"{type(model).__name__} did not call {missed[0].name} in a whole step ({len(missed)} of {of} sites "
+            f"missed), so level={level!r} does not fit it: choose another level"
+        )
+
+
+def called_twice(model: nn.Module, site: Site, level: str) -> RuntimeError:
+    """The error of a network that called a site twice in one step."""
+    return RuntimeError(
+        f"{type(model).__name__} called {site.name} twice in one step: two features, which level={level!r} cannot tell "
+        "apart; choose another level"
+    )
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffaccel.acceleration import DENOISERS
+from diffaccel.acceleration import DENOISERS, denoisers
 from diffaccel.fingerprint import Fingerprint
 from diffaccel.moments import Moments
 
@@ -63,7 +63,7 @@ class Trace:
 
     def check(self, pipe: Any, steps: int, level: str) -> None:
         """Raise ValueError unless the trace is of this pipeline, run for `steps` steps, at this level of sites."""
-        present = denoisers(pipe)
+        present = recordable(pipe)
         if present.keys() != self.networks.keys():
             raise ValueError(
                 f"this trace is of {', '.join(self.networks)}, {type(pipe).__name__} has {', '.join(present)}: "
@@ -145,13 +145,13 @@ class Trace:
         }
 
 
-def denoisers(pipe: Any) -> dict[str, nn.Module]:
+def recordable(pipe: Any) -> dict[str, nn.Module]:
     """The networks a pipeline calls at every step, by name.
 
     Raises:
         TypeError: the pipeline has none, or no scheduler.
     """
-    found = {name: part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)}
+    found = denoisers(pipe)
     if not found or not hasattr(pipe, "scheduler"):
         raise TypeError(
             f"{type(pipe).__name__} has nothing to record: it needs a scheduler and one of {', '.join(DENOISERS)}"

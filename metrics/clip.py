@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffaccel.metrics.extractor import as_bytes
 from diffaccel.metrics.features import fingerprint
 from diffaccel.metrics.ssim import check_pictures
 
@@ -101,7 +102,7 @@ class ClipScorer:
         return 100 * torch.cat(parts)
 
     def _inputs(self, pictures: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        rounded = (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        rounded = as_bytes(pictures).permute(0, 2, 3, 1).cpu().numpy()
         images = self._images(list(rounded), input_data_format="channels_last", return_tensors="pt")
         text = self._tokenizer(prompts, padding=True, truncation=True, max_length=self._length, return_tensors="pt")
         return {

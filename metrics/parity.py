@@ -27,9 +27,7 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
     if image.ndim != 4:
         raise ValueError(f"images must have shape (n, c, h, w), got {tuple(image.shape)}")
     for name, tensor in (("image", image), ("reference", reference)):
-        low, high = tensor.min().item(), tensor.max().item()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"{name} must lie in [0, 1], got values from {low:.4g} to {high:.4g}: rescale or clamp it")
+        check_range(tensor, name)
     return -10 * torch.log10((image.double() - reference.double()).square().mean(dim=(1, 2, 3)))
 
 
@@ -72,6 +70,13 @@ def identical(sample: Tensor, reference: Tensor) -> Tensor:
     if sample.dtype != reference.dtype:
         raise TypeError(f"samples of {sample.dtype} and {reference.dtype} cannot be identical: compare one dtype")
     return (sample == reference).flatten(1).all(dim=1)
+
+
+def check_range(pictures: Tensor, name: str) -> None:
+    """Raise ValueError unless all numbers of `pictures` lie in [0, 1]; NaN does not."""
+    low, high = pictures.min().item(), pictures.max().item()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"{name} must lie in [0, 1], got values from {low:.4g} to {high:.4g}: rescale or clamp")
 
 
 def _check(sample: Tensor, reference: Tensor) -> None:

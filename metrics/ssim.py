@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffaccel.metrics.parity import check_range
+
 WINDOW = 11
 BLOCK = 2**24
 """Numbers of a picture tensor worked on at once; the windows need some ten times as much memory."""
@@ -55,6 +57,4 @@ def check_pictures(pictures: Tensor, name: str = "pictures") -> None:
         raise TypeError(f"{name} must be floating point, got {pictures.dtype}: convert them first (bytes: x / 255)")
     if pictures.ndim != 4 or pictures.numel() == 0:
         raise ValueError(f"{name} must have shape (n, c, h, w) with at least one, got {tuple(pictures.shape)}")
-    low, high = pictures.min().item(), pictures.max().item()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"{name} must lie in [0, 1], got values from {low:.4g} to {high:.4g}: rescale or clamp them")
+    check_range(pictures, name)

@@ -15,9 +15,9 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffaccel.acceleration import DENOISERS
+from diffaccel.acceleration import denoisers
 from diffaccel.pipelines.source import call_defaults, locate
 
 
@@ -49,7 +49,7 @@ def load(model: str = "flux-digits", dtype: torch.dtype = torch.float32, device:
 
 def denoiser(pipe: Any) -> Any:
     """The network a pipeline calls at every step, the first if it has two."""
-    return next(part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module))
+    return next(iter(denoisers(pipe).values()))
 
 
 def denoising_steps(kind: type[Any], defaults: Mapping[str, Any], steps: int | None = None) -> int:
