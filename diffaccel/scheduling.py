@@ -8,13 +8,16 @@ places for a given number of computed steps are a shortest path.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from diffaccel.moments import Moments
 from diffaccel.plan import Plan
+
+Array = npt.NDArray[np.float64]
 
 _ROUNDING = 1e-5  # of moments, which are kept in float32, relative to their mean
 
@@ -37,46 +40,63 @@ def best_plan(features: Sequence[Moments], response: Sequence[float], computed: 
     steps = len(response)
     if not 1 <= computed <= steps:
         raise ValueError(f"of {steps} steps 1 to {steps} can be computed, got {computed}")
-    parts = [(moments.centred.double().mean(0), _scale(moments, response)) for moments in features]
-
-    @cache
-    def gap(older: int, newest: int, following: int) -> float:
-        """Squared error left between the computed steps `newest` and `following`; `older` is -1 if there is none."""
-        return sum(_gap_error(gram, scale, older, newest, following) for gram, scale in parts)
-
-    # The cheapest way to have computed k steps, by the last two of them.
-    paths: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(-1, 0): (0.0, (0,))}
-    for _ in range(computed - 1):
-        longer: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {}
-        for (older, newest), (cost, path) in paths.items():
-            for following in range(newest + 1, steps):
-                total = cost + gap(older, newest, following)
-                if (newest, following) not in longer or total < longer[newest, following][0]:
-                    longer[newest, following] = (total, (*path, following))
-        paths = longer
-    ends = ((cost + gap(older, newest, steps), path) for (older, newest), (cost, path) in paths.items())
-    return Plan.at(min(ends)[1], steps)
+    return best_plans(features, response, computed)[computed]
 
 
-def _scale(moments: Moments, response: Sequence[float]) -> Tensor:
+def best_plans(features: Sequence[Moments], response: Sequence[float], most: int | None = None) -> dict[int, Plan]:
+    """The `best_plan` of every number of computed steps, 1 to `most` (default: all of them), in one go."""
+    steps = len(response)
+    gaps = sum((gap_errors(moments, scale_of(moments, response)) for moments in features), np.zeros(()))
+    # cost[older, newest]: of the cheapest way to have computed so many steps, the last two of them; older 0 is none.
+    cost = np.full((steps + 1, steps), np.inf)
+    cost[0, 0] = 0.0
+    before: list[npt.NDArray[np.intp]] = []  # for each further step, the step before the older of the last two
+    plans = {}
+    for count in range(1, (most or steps) + 1):
+        place = np.unravel_index(np.argmin(cost + gaps[:, :, steps]), cost.shape)
+        plans[count] = Plan.at(_path(int(place[0]), int(place[1]), before), steps)
+        longer = cost[:, :, None] + gaps[:, :, :steps]
+        before.append(longer.argmin(0))
+        cost = np.concatenate([np.full((1, steps), np.inf), longer.min(0)])
+    return plans
+
+
+def gap_errors(moments: Moments, scale: Tensor) -> Array:
+    """Squared error left between two computed steps, by the one before them, shape (steps + 1, steps, steps + 1).
+
+    Entry [older + 1, newest, following] is the mean square of sum_s c_s (F(s) - F(newest)) over the gap, less what
+    F(older) - F(newest) tells of it; older + 1 is 0 if there is none. Infinite where the three are not in this order.
+    """
+    gram, steps = moments.centred.double().mean(0), len(scale)
+    s = torch.arange(steps)
+    inside = (s > s.view(-1, 1, 1)) & (s < torch.arange(steps + 1).view(1, -1, 1))  # newest, following, step
+    target = torch.where(inside, scale, 0.0)
+    target = target - torch.diag_embed(torch.ones(steps, dtype=torch.float64)).unsqueeze(1) * target.sum(-1, True)
+    seen = target @ gram
+    alone = (seen * target).sum(-1)
+    # What the regressor x = F(older) - F(newest) has in common with the gap, and its own size.
+    common = (seen - seen[s, :, s].unsqueeze(-1)).permute(2, 0, 1)
+    # Anchors that hardly differ tell nothing but rounding.
+    power = gram.diagonal()
+    spread = power.view(-1, 1) - 2 * gram + power + _ROUNDING * power.mean()
+    told = torch.where(spread > 0, 1 / spread, 0.0).unsqueeze(-1) * common**2
+    left = torch.cat([alone.unsqueeze(0), alone - told]).clamp_min(0)
+    following, newest = torch.arange(steps + 1), s.view(-1, 1)
+    left = torch.where(following == newest + 1, 0.0, left)
+    older = torch.arange(-1, steps).view(-1, 1, 1)
+    return torch.where((older < newest) & (following > newest), left, torch.inf).numpy()
+
+
+def scale_of(moments: Moments, response: Sequence[float]) -> Tensor:
     """What one unit of error of the feature does to the latent, shape (steps,): its norm divides it by its spread."""
     spread = [float(moments.power([s]).mean().sqrt().clamp(min=1e-12)) for s in range(len(response))]
     return torch.tensor([r / one for r, one in zip(response, spread, strict=True)], dtype=torch.float64)
 
 
-def _gap_error(gram: Tensor, scale: Tensor, older: int, newest: int, following: int) -> float:
-    """Mean square of sum_s c_s (F(s) - F(newest)) over the gap, less what F(older) - F(newest) tells of it."""
-    if following == newest + 1:
-        return 0.0
-    target = torch.zeros_like(scale)
-    target[newest + 1 : following] = scale[newest + 1 : following]
-    target[newest] = -target.sum()
-    left = target @ gram @ target
-    if older >= 0:
-        x = torch.zeros_like(scale)
-        x[older], x[newest] = 1, -1
-        # Anchors that hardly differ tell nothing but rounding.
-        spread = x @ gram @ x + _ROUNDING * gram.diagonal().mean()
-        if spread > 0:
-            left = left - (x @ gram @ target) ** 2 / spread
-    return max(float(left), 0.0)
+def _path(older: int, newest: int, before: Sequence[npt.NDArray[np.intp]]) -> list[int]:
+    """The computed steps that end with these two."""
+    path = [newest]
+    for choice in reversed(before):
+        path.append(older - 1)
+        older, newest = int(choice[older - 1, newest]), older - 1
+    return path[::-1]
