@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffaccel.patch import Patch
 
-_TIME_NAMES = ("timestep", "timesteps", "t", "time", "sigma")
+_TIME_NAMES = ("timestep", "timesteps", "t", "time", "sigma", "r")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Clock:
     Raises:
         ValueError: `steps` below 1.
     """
+
+    reads_time = True  # whether steps can be told by timesteps only
 
     def __init__(self, steps: int) -> None:
         if steps < 1:
@@ -80,7 +82,7 @@ class Clock:
         self._interrupted = True
 
     def locate(self, time: Any) -> Moment:
-        """The moment of a call that is given the timestep `time` (a number, or a tensor whose first entry counts).
+        """The moment of a call that is given the timestep `time` (a number, or a tensor, whose mean counts).
 
         Raises:
             RuntimeError: the loop makes more steps than were announced.
@@ -113,7 +115,7 @@ class Clock:
 
     def _move(self, time: Any) -> int:
         """0 if `time` is that of the last call, 1 if it moved on, -1 if it turned back; the first move sets the way."""
-        if self._time is None:
+        if self._time is None or time is None:
             return 0
         change = _value(time) - _value(self._time)
         sign = (change > 0) - (change < 0)
@@ -128,12 +130,15 @@ class PipelineClock(Clock):
     A step is one evaluation: solvers that visit a time twice (Heun, PNDM) list it twice in `scheduler.timesteps`.
 
     Args:
-        pipe: a pipeline with a `scheduler`, which may be swapped for another at any time between runs.
+        pipe: a pipeline with a scheduler, which may be swapped for another at any time between runs.
+        name: the attribute under which the pipeline keeps it.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    reads_time = False
+
+    def __init__(self, pipe: Any, name: str = "scheduler") -> None:
         super().__init__(steps=1)
-        self.pipe = pipe
+        self.pipe, self.name = pipe, name
         self._scheduler: Any = None
         self._timesteps: Any = None
 
@@ -143,8 +148,8 @@ class PipelineClock(Clock):
         self._watch(None)
 
     def locate(self, time: Any) -> Moment:
-        """The moment of a call that is given the timestep `time`."""
-        scheduler = self.pipe.scheduler
+        """The moment of a call that is given the timestep `time`, or None if the network takes none."""
+        scheduler = getattr(self.pipe, self.name)
         if scheduler is not self._scheduler:
             self._watch(scheduler)
         # `set_timesteps` makes a new tensor, so a run begins clean however the last one ended.
@@ -208,29 +213,39 @@ class _StepWatch(Patch):
 class TimeArgument:
     """Finds the timestep among the arguments of a network's call.
 
+    Args:
+        network: the denoiser.
+        needed: whether steps are told by it; else a network may do without one.
+
     Raises:
-        TypeError: the network's `forward` has no parameter that is a timestep by its name.
+        TypeError: it is needed, and the network's `forward` has no parameter that is a timestep by its name.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, needed: bool = True) -> None:
         names = list(inspect.signature(type(network).forward).parameters)[1:]
-        self.name = next((name for name in _TIME_NAMES if name in names), None)
-        if self.name is None:
+        known = (name for name in _TIME_NAMES if name in names)
+        alike = (name for name in names if "time" in name)
+        self.name = next(known, next(alike, None))
+        if self.name is None and needed:
             raise TypeError(
                 f"{type(network).__name__}.forward has no timestep among its parameters ({', '.join(names)}): "
                 f"diffaccel tells steps apart by one named {', '.join(_TIME_NAMES[:-1])} or {_TIME_NAMES[-1]}"
             )
-        self.position = names.index(self.name)
+        self.position = names.index(self.name) if self.name is not None else len(names)
 
     def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The timestep of one call, a number or a tensor."""
-        return kwargs[self.name] if self.name in kwargs else args[self.position]
+        """The timestep of one call, a number or a tensor; None if it has none."""
+        if self.name in kwargs:
+            return kwargs[self.name]
+        return args[self.position] if self.position < len(args) else None
 
 
 def _steps_left(scheduler: Any, time: Any) -> int:
     """Evaluations from here to the end of `scheduler.timesteps`: image-to-image starts in the middle."""
     begin = getattr(scheduler, "begin_index", None)
-    if begin is None:
+    if begin is None and time is None:
+        begin = 0
+    elif begin is None:
         times = scheduler.timesteps.tolist()
         begin = times.index(_value(time)) if _value(time) in times else 0
     return len(scheduler.timesteps) - int(begin)
@@ -241,4 +256,5 @@ def _on_host(time: Any) -> bool:
 
 
 def _value(time: Any) -> float:
-    return float(time.flatten()[0]) if isinstance(time, Tensor) else float(time)
+    """One number for a time; samples, frames or tokens may have times of their own, which fall or rise together."""
+    return float(time.detach().cpu().double().mean()) if isinstance(time, Tensor) else float(time)

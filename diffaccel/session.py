@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from diffaccel.clock import Clock, Moment, TimeArgument
 from diffaccel.dimensions import ByDimension
@@ -19,12 +20,13 @@ from diffaccel.methods import Method, written_out
 from diffaccel.patch import Patch
 from diffaccel.plan import Plan
 from diffaccel.report import Report, SiteReport
-from diffaccel.sites import called_twice, check_reached, sites
+from diffaccel.sites import called_more, check_last, check_reached, sites
 from diffaccel.timing import Stopwatch
 
 logger = logging.getLogger("diffaccel")
 
 Anchors = deque[tuple[int, Feature]]  # (step, feature), newest first
+Key = tuple[int, str, int]  # site, branch, and which of its calls in a step: some networks run a block repeatedly
 
 
 class Session:
@@ -46,12 +48,15 @@ class Session:
         self.sites = sites(network, method.level)
         self.forecasters: list[Forecaster | ByDimension] = []  # by site, of the run in progress
         self.plan: Plan | None = None
-        self._time = TimeArgument(network)
+        self._time = TimeArgument(network, clock.reads_time)
         self._run = -1
+        self._first: dict[str, int] = {}  # by branch, the step at which its history begins
         self._moment: Moment | None = None  # of the call in progress; None outside of one
         self._computing: list[bool] = []  # by site, for the call in progress
-        self._anchors: dict[tuple[int, str], Anchors] = {}  # by site and branch
-        self._stand_ins: dict[tuple[str, str], Any] = {}  # by idle module and branch
+        self._calls: Counter[int | str] = Counter()  # by site or idle module, in the call of the network in progress
+        self._late: str | None = None  # the idle module that ran last, if no site ran after it
+        self._anchors: dict[Key, Anchors] = {}
+        self._stand_ins: dict[tuple[str, str, int], Any] = {}  # as anchors are, by name of the idle module
         self._shapes: dict[str, list[torch.Size]] = {}  # of the arguments, by branch
         self._computed: Counter[tuple[int, str]] = Counter()
         self._skipped: Counter[tuple[int, str]] = Counter()
@@ -88,7 +93,7 @@ class Session:
     def forget(self) -> None:
         """Drop all anchors; what was counted and measured stays."""
         self._memory = max(self._memory, self._held())
-        self._anchors, self._stand_ins, self._shapes = {}, {}, {}
+        self._anchors, self._stand_ins, self._shapes, self._first = {}, {}, {}, {}
 
     def report(self) -> Report:
         """What was computed and skipped in the last run, or so far in this one."""
@@ -115,19 +120,26 @@ class Session:
         if moment.run != self._run:
             self._begin(moment)
         self._steps = max(self._steps, moment.step + 1)
-        # Anchors of other shapes are of no use: guidance switched on or off, or another number of tokens.
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        # Anchors of other shapes are of no use: guidance or control switched on or off, or another number of tokens.
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         shapes = [tensor.shape for tensor in tensors]
-        if self._shapes.setdefault(moment.branch, shapes) != shapes:
+        if self._shapes.get(moment.branch) != shapes:
             self._anchors = {key: kept for key, kept in self._anchors.items() if key[1] != moment.branch}
-            self._shapes[moment.branch] = shapes
-        assert self.plan is not None
-        self._computing = [
-            self.plan.computes(i, moment.step) or (i, moment.branch) not in self._anchors
-            for i in range(len(self.sites))
-        ]
-        self._moment = moment
+            self._shapes[moment.branch], self._first[moment.branch] = shapes, moment.step
+        self._computing = [self._computes(i, moment) for i in range(len(self.sites))]
+        self._calls.clear()
+        self._moment, self._late = moment, None
         self._stopwatch.start(tensors[0].device if tensors else torch.device("cpu"))
+
+    def _computes(self, i: int, moment: Moment) -> bool:
+        """Whether site `i` computes in this call: by the plan, or because there is nothing to forecast it from.
+
+        A history that begins in mid-run begins with the plan's warm-up, too: the second network of Wan 2.2, guidance
+        that is switched on, another number of tokens.
+        """
+        assert self.plan is not None
+        age = moment.step - self._first[moment.branch]
+        return self.plan.computes(i, moment.step) or all(self.plan.computes(i, s) for s in range(age + 1))
 
     def _begin(self, moment: Moment) -> None:
         """A run begins, whatever became of the last one."""
@@ -159,9 +171,10 @@ class Session:
         assert moment is not None
         computing = set(self._computing)
         self._stopwatch.stop("mixed" if len(computing) > 1 else "computed" if True in computing else "skipped")
-        if moment.step == 0:
-            missed = [site for i, site in enumerate(self.sites) if (i, moment.branch) not in self._anchors]
+        if moment.step == self._first[moment.branch]:
+            missed = [site for i, site in enumerate(self.sites) if (i, moment.branch, 0) not in self._anchors]
             check_reached(network, missed, len(self.sites), self.method.level)
+            check_last(network, self._late, self.method.level)
 
     def _site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
         """Site `i` as it is installed: compute and keep, or forecast."""
@@ -170,12 +183,17 @@ class Session:
             moment = self._moment
             if moment is None:
                 return real(*args, **kwargs)
-            key = (i, moment.branch)
+            key = (i, moment.branch, self._calls[i])
+            self._calls[i] += 1
             if self._computing[i]:
                 output = real(*args, **kwargs)
+                self._late = None
                 self._keep(key, moment.step, Feature(output))
                 return output
-            self._skipped[key] += 1
+            if key not in self._anchors:
+                raise called_more(self.network, self.sites[i], self.method.level)
+            if key[2] == 0:
+                self._skipped[i, moment.branch] += 1
             anchors = self._anchors[key]
             return forecast([feature for _, feature in anchors], self._weights_of(i, anchors, moment.step))
 
@@ -193,12 +211,11 @@ class Session:
                 self._weights[key] = tuple(float(w) for w in forecaster.weights(times, float(step)))
         return self._weights[key]
 
-    def _keep(self, key: tuple[int, str], step: int, feature: Feature) -> None:
+    def _keep(self, key: Key, step: int, feature: Feature) -> None:
         """`feature` becomes the newest anchor; at most `order + 1` are kept."""
-        self._computed[key] += 1
+        if key[2] == 0:
+            self._computed[key[:2]] += 1
         anchors = self._anchors.setdefault(key, deque(maxlen=self.forecasters[key[0]].order + 1))
-        if anchors and anchors[0][0] == step:
-            raise called_twice(self.network, self.sites[key[0]], self.method.level)
         if anchors and not anchors[0][1].like(feature):
             anchors.clear()
         anchors.appendleft((step, feature))
@@ -208,11 +225,13 @@ class Session:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             moment = self._moment
-            key = (name, moment.branch) if moment is not None else None
-            if key is None or self._computing[i] or key not in self._stand_ins:
+            if moment is None:
+                return real(*args, **kwargs)
+            key = (name, moment.branch, self._calls[name])
+            self._calls[name] += 1
+            if self._computing[i] or key not in self._stand_ins:
                 output = real(*args, **kwargs)
-                if key is not None:
-                    self._stand_ins[key] = stand_in(output)
+                self._late, self._stand_ins[key] = name, stand_in(output)
                 return output
             return self._stand_ins[key]
 

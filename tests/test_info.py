@@ -11,7 +11,6 @@ from diffusers import PixArtTransformer2DModel
 from diffaccel import accelerate_pipeline, blueprint
 from diffaccel.cli import main
 from diffaccel.memory import footprint
-from diffaccel.sites import LEVELS
 from tests.tiny import FAMILIES, TEXT_TOKENS
 
 FLUX_DEV = {
@@ -100,7 +99,7 @@ def test_prediction_is_what_a_run_holds(family: str, guidance: bool, tmp_path: P
     if family == "flux":
         shape += ["--height", 32, "--width", 32]
     predicted = info(capsys, tmp_path, *shape, "--order", 2)
-    for level in LEVELS:
+    for level in FAMILIES[family].levels:
         accelerate_pipeline(pipe, order=2, interval=2, warmup=3, level=level)
         FAMILIES[family].run(pipe, batch=2, guidance=guidance)
         report = pipe.acceleration.report()
@@ -120,10 +119,12 @@ def test_footprint_on_meta_is_that_of_real_tensors_and_leaves_no_trace(family: s
         for tensor in value.values() if isinstance(value, dict) else [value]:
             tensor.zero_()
     before = {name: dict(vars(module)) for name, module in network.named_modules()}
-    real = {level: footprint(network, real_inputs, level) for level in LEVELS}
+    real = {level: footprint(network, real_inputs, level) for level in FAMILIES[family].levels}
     assert {name: dict(vars(module)) for name, module in network.named_modules()} == before
     network.to("meta")
-    assert {level: footprint(network, blueprint.inputs(network, shape), level) for level in LEVELS} == real
+    assert {
+        level: footprint(network, blueprint.inputs(network, shape), level) for level in FAMILIES[family].levels
+    } == real
 
 
 def test_other_classes_get_everything_but_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +136,7 @@ def test_other_classes_get_everything_but_memory(tmp_path: Path, capsys: pytest.
         "sublayer": 9,
         "block": 3,
         "model": 1,
+        "deep": 0,
     }
     assert "bytes" not in found["levels"]["block"]
     assert main(["info", str(folder)]) == 0

@@ -35,10 +35,8 @@ def test_unet_convolution_blocks_count_as_sublayers() -> None:
     assert sum(name.endswith("attn2") for name in names) == 4
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("level", LEVELS)
-def test_order_of_execution(family: str, level: str) -> None:
-    kind = tiny.FAMILIES[family]
+@pytest.mark.parametrize(("kind", "level"), tiny.FAMILY_LEVELS.values(), ids=tiny.FAMILY_LEVELS)
+def test_order_of_execution(kind: tiny.Family, level: str) -> None:
     pipe = kind.make()
     found = sites(kind.denoiser(pipe), level)
     called: list[str] = []
@@ -71,7 +69,7 @@ def test_a_network_without_blocks_is_an_error() -> None:
 
 
 def test_an_unknown_level_is_an_error() -> None:
-    with pytest.raises(ValueError, match="unknown level 'layer': choose one of sublayer, block, model"):
+    with pytest.raises(ValueError, match="unknown level 'layer': choose one of sublayer, block, model, deep"):
         sites(tiny.unet(), "layer")
 
 

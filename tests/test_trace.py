@@ -26,14 +26,14 @@ from diffaccel.descriptors import KINDS, descriptors
 from diffaccel.forecast import Taylor
 from diffaccel.moments import Moments, subset
 from diffaccel.recording import recording
-from diffaccel.sites import LEVELS, sites
+from diffaccel.sites import sites
 from diffaccel.trace import Trace
 from tests import tiny
 from tests.test_contract import same, traces
 from tests.tiny import FAMILIES, Family
 
 ALL = 10_000  # more tokens than any toy feature has
-levels = pytest.mark.parametrize("level", LEVELS)
+levels = pytest.mark.parametrize(("family", "level"), tiny.FAMILY_LEVELS.values(), ids=tiny.FAMILY_LEVELS)
 families = pytest.mark.parametrize(
     "family", [FAMILIES[name] for name in ("flux", "dit", "sd")], ids=lambda f: f.network
 )
@@ -76,7 +76,6 @@ def close(found: Tensor, expected: Tensor, rtol: float = 1e-5) -> bool:
     return bool((found - expected).abs().max() <= rtol * expected.abs().max())
 
 
-@families
 @levels
 @pytest.mark.parametrize("guidance", [False, True], ids=["plain", "guided"])
 def test_statistics_are_those_of_all_features(family: Family, level: str, guidance: bool) -> None:
@@ -197,7 +196,6 @@ def test_few_tokens_are_read_of_each_sample(family: Family) -> None:
     assert seen == [(s + 1) * 2 * 5 * sum(m.dims for m in moments) for s in range(8)] + [0]
 
 
-@families
 @levels
 def test_the_pipeline_computes_the_same_and_is_left_as_it_was(family: Family, level: str) -> None:
     pipe = family.make()

@@ -22,6 +22,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from diffaccel.sites import LEVELS
+
 TEXT_TOKENS = 6
 TEXT_WIDTH = 24
 
@@ -37,6 +39,11 @@ class Family:
     network: str
     make: Callable[..., Any]
     run: Callable[..., Tensor]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels this family has sites at; only UNets have a deep branch."""
+        return tuple(level for level in LEVELS if level != "deep" or self.network == "unet")
 
     def denoiser(self, pipe: Any) -> nn.Module:
         """The network of a pipeline of this family."""
@@ -234,3 +241,6 @@ FAMILIES = {
     "sd": Family("unet", stable_diffusion, run_unet),
     "sdxl": Family("unet", stable_diffusion_xl, run_unet),
 }
+
+# Every family with each of its levels, to be parametrised over as `("family", "level")`.
+FAMILY_LEVELS = {f"{name}-{level}": (family, level) for name, family in FAMILIES.items() for level in family.levels}

@@ -6,7 +6,7 @@ import argparse
 
 from diffaccel.pipelines.bundled import NAMES
 
-LEVELS = ("sublayer", "block", "model")  # as in diffaccel.sites, which imports torch
+LEVELS = ("sublayer", "block", "model", "deep")  # as in diffaccel.sites, which imports torch
 RESIZES = ("clean", "torchmetrics", "tf1", "none")  # as in diffaccel.metrics.resize
 DTYPES = ("float32", "bfloat16", "float16")
 MODEL_HELP = f"{', '.join(NAMES)} (bundled), a folder with a diffusers pipeline, or a hub id"
