@@ -11,7 +11,7 @@ import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from diffaccel.acceleration import DENOISERS
+from diffaccel.denoisers import DENOISERS
 from diffaccel.pipelines.source import read_json
 
 

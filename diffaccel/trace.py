@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffaccel.acceleration import DENOISERS, denoisers
+from diffaccel.denoisers import DENOISERS, denoisers
 from diffaccel.fingerprint import Fingerprint
 from diffaccel.moments import Moments
 

@@ -17,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from diffaccel.acceleration import denoisers
+from diffaccel.denoisers import denoisers
 from diffaccel.pipelines.source import call_defaults, locate
 
 
