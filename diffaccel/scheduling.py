@@ -37,9 +37,7 @@ def best_plan(features: Sequence[Moments], response: Sequence[float], computed: 
     Raises:
         ValueError: more steps to compute than there are, or none.
     """
-    steps = len(response)
-    if not 1 <= computed <= steps:
-        raise ValueError(f"of {steps} steps 1 to {steps} can be computed, got {computed}")
+    check_count(computed, len(response))
     return best_plans(features, response, computed)[computed]
 
 
@@ -59,6 +57,12 @@ def best_plans(features: Sequence[Moments], response: Sequence[float], most: int
         before.append(longer.argmin(0))
         cost = np.concatenate([np.full((1, steps), np.inf), longer.min(0)])
     return plans
+
+
+def check_count(computed: int, steps: int) -> None:
+    """Raise ValueError unless so many of a run's steps can be computed."""
+    if not 1 <= computed <= steps:
+        raise ValueError(f"of {steps} steps 1 to {steps} can be computed, got {computed}")
 
 
 def gap_errors(moments: Moments, scale: Tensor) -> Array:

@@ -121,12 +121,15 @@ class Fitted:
     def _best_plan(self, steps: int, count: int) -> Plan | None:
         """The best plan of so many computed steps; None for a network that works in one part of the run only."""
         from diffaccel.calibration import ready
-        from diffaccel.scheduling import best_plan
+        from diffaccel.scheduling import best_plans, check_count
 
-        features = ready(self).features(self.network, steps)
+        check_count(count, steps)
+        calibration = ready(self)
+        features = calibration.features(self.network, steps)
         if any(len(moments.steps) < steps for moments in features):
             return None
-        return best_plan(features, ready(self).responses(steps), count)
+        key = ("plans", self.network, steps)
+        return calibration.once(key, lambda: best_plans(features, calibration.responses(steps)))[count]
 
     def forecaster(self, site: Site, steps: int) -> ByDimension:
         """Weights of every skipped step for each group of dimensions of each tensor the site returns."""
