@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.methods import METHODS
+from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
 from diffaccel.methods.taylorseer import TaylorSeer
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
     from diffaccel.acceleration import Acceleration, accelerate, accelerate_pipeline
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "Acceleration", "Fitted", "HyCa", "Plan", "TaylorSeer", "accelerate", "accelerate_pipeline"]
+__all__ = [
+    "METHODS",
+    "Acceleration",
+    "FirstBlock",
+    "Fitted",
+    "HyCa",
+    "Plan",
+    "TaylorSeer",
+    "accelerate",
+    "accelerate_pipeline",
+]
 
 
 def __getattr__(name: str) -> Any:

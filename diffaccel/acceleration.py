@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from diffaccel.clock import Clock, PipelineClock
+from diffaccel.gate import GatedSession
 from diffaccel.methods import Calibrated, Method, of_network, resolve
+from diffaccel.methods.first_block import FirstBlock
 from diffaccel.plan import Plan
 from diffaccel.report import Report
 from diffaccel.session import Session, check_free
@@ -35,7 +37,8 @@ class Acceleration:
         self.method = method
         self._clock, self._pipe = clock, pipe
         # Everything that can be refused is refused here, before anything is attached.
-        self._sessions = {name: Session(network, of_network(method, name), clock) for name, network in networks.items()}
+        kind = GatedSession if isinstance(method, FirstBlock) else Session
+        self._sessions = {name: kind(network, of_network(method, name), clock) for name, network in networks.items()}
         for session in self._sessions.values():
             session.attach()
         if pipe is not None:

@@ -3,6 +3,7 @@
 Four levels: `"sublayer"` catches attention and MLP outputs before the gate, as TaylorSeer does; `"block"` catches
 whole block outputs; `"model"` catches one feature, the output of the last block, before the final norm and projection;
 `"deep"` catches what the last layer of a UNet gets from below, as DeepCache does, so that this layer always runs.
+A fifth, `"output"`, is what diffusers' lite mode catches, where a network ends in a `proj_out`: what that returns.
 """
 
 from __future__ import annotations
@@ -39,13 +40,18 @@ def sites(model: nn.Module, level: str = "sublayer") -> list[Site]:
     Raises:
         ValueError: an unknown level, or a network in which no site was found.
     """
-    if level not in LEVELS:
+    if level not in (*LEVELS, OUTPUT):
         raise ValueError(f"unknown level {level!r}: choose one of {', '.join(LEVELS)}")
-    result = list(_FIND[level](model))
+    result = list(_output(model) if level == OUTPUT else _FIND[level](model))
     if not result and level == "deep":
         raise ValueError(
             f"no deep site was found in {type(model).__name__}: that level is for UNets whose last up block has two "
             "layers or more. Choose another level"
+        )
+    if not result and level == OUTPUT and blocks(model):
+        raise ValueError(
+            f"{type(model).__name__} does not end in a module named proj_out, which level='output' (lite mode) "
+            "forecasts: choose level='model', which forecasts the output of the last block"
         )
     if not result:
         raise ValueError(
@@ -113,7 +119,16 @@ def _deep(model: nn.Module) -> Iterator[Site]:
         yield Site(name, owner, idle=idle)
 
 
+def _output(model: nn.Module) -> Iterator[Site]:
+    """What the final projections return; some networks have several, for sound beside pictures."""
+    heads = [(name, child) for name, child in model.named_children() if "proj_out" in name]
+    idle = tuple(module for _, module in blocks(model))
+    for i, (name, head) in enumerate(heads):
+        yield Site(name, head, idle=() if i else idle)
+
+
 _FIND: Mapping[str, Callable[[nn.Module], Iterator[Site]]] = MappingProxyType(
     {"sublayer": _sublayers, "block": _blocks, "model": _whole, "deep": _deep}
 )
 LEVELS = tuple(_FIND)
+OUTPUT = "output"  # not among LEVELS: most networks have none, and every network has the other levels or says why not

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from diffaccel.forecast import Forecaster
+from diffaccel.methods.conventions import is_diffusers_config, translated
+from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
 from diffaccel.methods.taylorseer import TaylorSeer
@@ -39,8 +41,13 @@ class Method(Protocol):
         """The rule by which the feature of `site` is forecast in a run of `steps` steps."""
 
 
-METHODS: Mapping[str, type[TaylorSeer | HyCa | Fitted]] = MappingProxyType(
-    {"taylorseer": TaylorSeer, "hyca": HyCa, "fitted": Fitted}
+METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted]] = MappingProxyType(
+    {
+        "taylorseer": TaylorSeer,
+        "first_block": FirstBlock,
+        "hyca": HyCa,
+        "fitted": Fitted,
+    }
 )
 
 
@@ -73,6 +80,8 @@ def resolve(method: str | Method, pipeline: str, options: Mapping[str, Any]) -> 
         kind = METHODS[method]
         _check_options(method, kind, options)
         return kind.preset(pipeline, **options)
+    if is_diffusers_config(method):
+        method = translated(method)
     if isinstance(method, type) or not all(hasattr(method, part) for part in ("plan", "forecaster", "level")):
         raise TypeError(
             f"method must be a name ({', '.join(METHODS)}) or an instance such as TaylorSeer(), got {method!r}"

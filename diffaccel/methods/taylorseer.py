@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffaccel.sites import Site
 
 FORECASTS = ("taylor", "newton")
+DIFFUSERS = "diffusers"
 
 # Settings of the official code, by the class of the pipeline (the papers' headline tables use order 2 for FLUX).
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -52,9 +53,12 @@ class TaylorSeer:
         forecast: "taylor", the official recursion, or "newton", exact for polynomials at any spacing.
         last: also compute the last step, which the official schedule leaves to chance.
         schedule: a plan of your own; `interval` is then unused, and `warmup` only says which differences are formed.
+            "diffusers" is TaylorSeer as diffusers' `TaylorSeerCacheConfig` runs it: one more step is computed after the
+            first skipped one, and differences are formed from the second step on.
+        after: compute all steps from this one on.
 
     Raises:
-        ValueError: a number out of range, an unknown level or forecast.
+        ValueError: a number out of range, an unknown level, forecast or schedule.
     """
 
     interval: int = 4
@@ -63,14 +67,17 @@ class TaylorSeer:
     level: str = "model"
     forecast: str = "taylor"
     last: bool = False
-    schedule: Plan | None = None
+    schedule: Plan | str | None = None
+    after: int | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, interval=1, order=0, warmup=1)
         if self.forecast not in FORECASTS:
             raise ValueError(f"unknown forecast {self.forecast!r}: choose one of {', '.join(FORECASTS)}")
-        if self.schedule is not None and not isinstance(self.schedule, Plan):
-            raise ValueError(f"schedule must be a diffaccel.plan.Plan, got {self.schedule!r}")
+        if self.after is not None:
+            check_whole(self, after=0)
+        if self.schedule is not None and self.schedule != DIFFUSERS and not isinstance(self.schedule, Plan):
+            raise ValueError(f"schedule must be a diffaccel.plan.Plan or {DIFFUSERS!r}, got {self.schedule!r}")
 
     @classmethod
     def preset(cls, pipeline: str, **options: Any) -> TaylorSeer:
@@ -79,12 +86,24 @@ class TaylorSeer:
 
     def plan(self, sites: Sequence[Site], steps: int) -> Plan:
         """One row for all `sites`."""
-        return self.schedule or Plan.every(self.interval, steps, self.warmup, self.last)
+        if isinstance(self.schedule, Plan):
+            plan = self.schedule
+        elif self.schedule == DIFFUSERS:
+            plan = Plan.diffusers(self.interval, steps, self.warmup)
+        else:
+            plan = Plan.every(self.interval, steps, self.warmup)
+        after = steps if self.after is None else self.after
+        return Plan(
+            tuple(
+                tuple(cell or s >= after or (self.last and s == steps - 1) for s, cell in enumerate(row))
+                for row in plan.rows
+            )
+        )
 
     def forecaster(self, site: Site, steps: int) -> Forecaster:
         """The same rule for every site."""
         if self.order == 0:
             return Hold()
         # "s > first_enhance - 2": no difference is formed with an anchor before that step.
-        start = max(0, self.warmup - 2)
+        start = 0 if self.schedule == DIFFUSERS else max(0, self.warmup - 2)
         return Taylor(self.order, start) if self.forecast == "taylor" else Newton(self.order, start)
