@@ -56,7 +56,7 @@ def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
-            scale = 0.1 if parameter.ndim < 2 else 0.1 + parameter[0].numel() ** -0.5
+            scale = 0.1 if parameter.ndim < 2 else 0.1 + max(1, parameter.shape[1:].numel()) ** -0.5
             offset = 1.0 if parameter.ndim == 1 and bool((parameter == 1).all()) else 0.0  # scales of norms
             parameter.copy_(offset + torch.randn(parameter.shape, generator=generator) * scale)
     return network.eval().requires_grad_(False)
