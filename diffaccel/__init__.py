@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.methods import METHODS
+from diffaccel.methods.configuration import load_config, save_config
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
+from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
+    "SPEEDS",
     "Acceleration",
     "FirstBlock",
     "Fitted",
@@ -25,6 +28,8 @@ __all__ = [
     "TaylorSeer",
     "accelerate",
     "accelerate_pipeline",
+    "load_config",
+    "save_config",
 ]
 
 

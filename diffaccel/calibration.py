@@ -28,10 +28,18 @@ Source = Trace | str | Path | Sequence[str] | None
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Traces of one pipeline at one level, by number of steps."""
+    """Traces of one pipeline at one level, by number of steps.
+
+    Attributes:
+        traces: by number of steps.
+        source: what `find` was given to find them by; None for the pipeline's own folder.
+        found: whether `find` found them.
+    """
 
     traces: Mapping[int, Trace]
     _known: dict[Hashable, Any] = field(default_factory=dict)
+    source: Source = None
+    found: bool = False
 
     def __repr__(self) -> str:
         return f"Calibration({', '.join(map(str, sorted(self.traces)))} steps, {self.digest})"
@@ -192,7 +200,7 @@ def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:
         trace.check(pipe, trace.steps, level)
         if not {"clusters", "responses"} <= trace.notes.keys():
             raise ValueError(f"this is a bare trace, without clusters of dimensions: {COMMAND}")
-    return Calibration({trace.steps: trace for trace in traces})
+    return Calibration({trace.steps: trace for trace in traces}, source=source, found=True)
 
 
 def ready(method: Any) -> Calibration:

@@ -9,6 +9,7 @@ from diffaccel.commands import Answer, UsageError, check_json, show_progress, si
 from diffaccel.commands.method import computed_steps, method_of
 from diffaccel.commands.text import render, table
 from diffaccel.methods import Method, written_out
+from diffaccel.methods.first_block import NotPlannedError
 from diffaccel.pipelines.source import call_defaults, locate, read_json
 from diffaccel.report import format_bytes
 
@@ -110,15 +111,17 @@ def plan_data(network: nn.Module, method: Method, steps: int) -> dict[str, Any]:
     """
     from diffaccel.sites import sites
 
+    result = {"method": written_out(method), "level": method.level, "order": method.order, "steps": steps}
     try:
         found = sites(network, method.level)
         plan = method.plan(found, steps)
+    except NotPlannedError as error:
+        nothing: dict[str, Any] = dict.fromkeys(("plan", "computed", "bound"))
+        return result | nothing | {"plan_text": str(error), "chosen": False}
     except ValueError as error:
         raise UsageError(str(error)) from error
-    order = method.order
     rows = [plan.computed(i) for i in range(len(plan.rows))]
-    result = {"method": written_out(method), "level": method.level, "order": order, "steps": steps, "plan": rows}
-    result |= {"chosen": getattr(method, "schedule", None) == "best"}
+    result |= {"plan": rows, "chosen": getattr(method, "schedule", None) == "best"}
     return result | {"computed": computed_steps(plan), "bound": plan.bound, "plan_text": str(plan)}
 
 

@@ -31,7 +31,7 @@ def method_of(args: argparse.Namespace, pipeline: str, default: str | None = Non
         if twice := options.keys() & stated.keys():
             raise UsageError(f"--{min(twice)} is given twice, once in --method {text}: drop one")
         return resolve(name, pipeline, stated | options)
-    except (TypeError, ValueError) as error:
+    except (FileNotFoundError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -57,7 +57,7 @@ def outcome(pipe: Any) -> dict[str, Any]:
         "steps": plan.steps,
         "plan": [plan.computed(i) for i in range(len(plan.rows))],
         "computed": computed_steps(plan),
-        "bound": plan.bound,
+        "bound": acceleration.report().bound,
         "cache_bytes": sum(acceleration.report(name).memory for name in acceleration.networks),
     }
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 from diffaccel import __version__
 from diffaccel.commands.arguments import DTYPES, LEVELS, MODEL_HELP, RESIZES, natural, positive, scale
 from diffaccel.methods import METHODS
+from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import FORECASTS
 from diffaccel.pipelines.bundled import NAMES
 
@@ -153,7 +154,8 @@ def _add_evaluate(parser: Parser) -> None:
         "--method",
         action="append",
         metavar="NAME[:OPTION=VALUE,...]",
-        help=f"an acceleration; may be given several times. Methods: {', '.join(METHODS)} (default: taylorseer)",
+        help=f"an acceleration; may be given several times. Methods: {', '.join(METHODS)}, {', '.join(SPEEDS)}, or a "
+        ".json or .yaml file (default: taylorseer)",
     )
     group.add_argument(
         "--steps-baseline",
@@ -228,7 +230,11 @@ def _add_picture(parser: argparse._ActionsContainer) -> None:
 
 def _add_method(parser: Parser, default: str) -> None:
     group = parser.add_argument_group("method", "Unset options take the preset of the pipeline's class.")
-    group.add_argument("--method", help=f"{', '.join(METHODS)} ({default})")
+    group.add_argument(
+        "--method",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help=f"{', '.join(METHODS)}, {', '.join(SPEEDS)}, or a .json or .yaml file ({default})",
+    )
     group.add_argument("--interval", metavar="N", type=int, help="steps from one computed step to the next")
     group.add_argument("--order", metavar="O", type=int, help="highest derivative; 0 is plain reuse")
     group.add_argument("--warmup", metavar="W", type=int, help="computed steps before the first skipped one")

@@ -88,7 +88,7 @@ def accelerations(texts: Sequence[str], pipeline: str, steps: int) -> list[Candi
     for text in texts:
         name, options = parse_method(text)
         method = resolve(name, pipeline, options)
-        candidate = Candidate(label(method, options), "method", steps, method)
+        candidate = Candidate(label(method, options, name), "method", steps, method)
         if any(candidate.written_out == other.written_out for other in result.values()):
             raise ValueError(f"{text!r} is given twice, or means the same as another method: {candidate.written_out}")
         result[candidate.name] = candidate

@@ -82,7 +82,8 @@ class Subject:
             acceleration = self.pipe.acceleration
             plan = acceleration.plan
             memory = sum(acceleration.report(name).memory for name in acceleration.networks)
-        return Work(plan.steps, plan.steps / plan.bound, plan.bound, memory)
+            bound = acceleration.report().bound
+        return Work(plan.steps, plan.steps / bound, bound, memory)
 
     def plain_steps(self, work: Work) -> int:
         """Steps of the plain run that computes as much as `work`, rounded in the plain run's favour."""

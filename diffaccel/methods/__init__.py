@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from diffaccel.forecast import Forecaster
+from diffaccel.methods.checks import nearest
 from diffaccel.methods.conventions import is_diffusers_config, translated
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
+from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
 
@@ -67,29 +68,48 @@ def of_network(method: Method, name: str) -> Method:
     return method.for_network(name) if isinstance(method, Calibrated) else method
 
 
-def resolve(method: str | Method, pipeline: str, options: Mapping[str, Any]) -> Method:
-    """The method meant by a name, or an instance, with `options` applied; `pipeline` is the class the preset is for.
+def resolve(method: Any, pipeline: str, options: Mapping[str, Any]) -> Method:
+    """The method meant, with `options` applied.
+
+    Args:
+        method: a name in `METHODS`, a word in `SPEEDS`, a file of `diffaccel.save_config`, a configuration of one of
+            diffusers' caches, or a method.
+        pipeline: class name of the pipeline, which decides the preset.
+        options: of the method.
 
     Raises:
-        ValueError: an unknown name.
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown name, or a configuration that cannot be had here.
         TypeError: an option the method does not have, or something that is no method.
     """
-    if isinstance(method, str):
+    from diffaccel.methods.configuration import is_config_file, load_config
+
+    if isinstance(method, str) and method in SPEEDS:
+        method, options = "taylorseer", {**SPEEDS[method], **options}
+    if is_config_file(method):
+        method = load_config(method, pipeline)
+    elif isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}{_nearest(method, METHODS)} Methods: {', '.join(METHODS)}.")
+            known = (*METHODS, *SPEEDS)
+            raise ValueError(
+                f"unknown method {method!r}{nearest(method, known)} Methods: {', '.join(METHODS)}; by speed: "
+                f"{', '.join(SPEEDS)}; or a .json or .yaml file."
+            )
         kind = METHODS[method]
         _check_options(method, kind, options)
         return kind.preset(pipeline, **options)
-    if is_diffusers_config(method):
+    elif is_diffusers_config(method):
         method = translated(method)
     if isinstance(method, type) or not all(hasattr(method, part) for part in ("plan", "forecaster", "level")):
         raise TypeError(
-            f"method must be a name ({', '.join(METHODS)}) or an instance such as TaylorSeer(), got {method!r}"
+            f"method must be a name ({', '.join((*METHODS, *SPEEDS))}), a .json or .yaml file, a configuration of "
+            f"diffusers or an instance such as TaylorSeer(), got {method!r}"
         )
+    found: Method = method
     if not options:
-        return method
-    _check_options(type(method).__name__, type(method), options)
-    return dataclasses.replace(method, **options)
+        return found
+    _check_options(type(found).__name__, type(found), options)
+    return dataclasses.replace(found, **options)
 
 
 def written_out(method: Method) -> str:
@@ -103,9 +123,4 @@ def _check_options(name: str, kind: type[Any], options: Mapping[str, Any]) -> No
     known = [field.name for field in dataclasses.fields(kind) if field.repr]
     for option in options:
         if option not in known:
-            raise TypeError(f"{name} has no option {option!r}{_nearest(option, known)} Options: {', '.join(known)}.")
-
-
-def _nearest(word: str, words: Sequence[str] | Mapping[str, Any]) -> str:
-    match = difflib.get_close_matches(word, list(words), n=1)
-    return f": did you mean {match[0]!r}?" if match else "."
+            raise TypeError(f"{name} has no option {option!r}{nearest(option, known)} Options: {', '.join(known)}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -18,3 +20,9 @@ def check_most(method: Any, **most: int) -> None:
     for name, bound in most.items():
         if getattr(method, name) > bound:
             raise ValueError(f"{name} must be at most {bound}, got {getattr(method, name)!r}")
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: what may have been meant."""
+    match = difflib.get_close_matches(word, list(words), n=1)
+    return f": did you mean {match[0]!r}?" if match else "."

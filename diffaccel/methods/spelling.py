@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from diffaccel.methods.speeds import SPEEDS
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a method written as `taylorseer:interval=5,order=2,level=sublayer`.
 
+    The name may be a word such as `fast`, or a file such as `config.yaml`.
     Values are numbers, `true`, `false`, `none`, or else words.
 
     Raises:
@@ -28,13 +32,17 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), options
 
 
-def label(method: Any, stated: Mapping[str, Any]) -> str:
-    """A method in a few words: "TaylorSeer N=4 O=2 level=sublayer"; of other options only those that were stated."""
-    letters = {"interval": "N", "order": "O"}
+def label(method: Any, stated: Mapping[str, Any], name: str = "") -> str:
+    """A method in a few words: "TaylorSeer N=4 O=2 level=sublayer"; of other options only those that were stated.
+
+    A `name` that is a word for a speed, or a file, stands before it: "fast, TaylorSeer N=4 O=2".
+    """
+    letters = {"interval": "N", "threshold": "R", "order": "O"}
     options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    words = [f"{letter}={options[name]}" for name, letter in letters.items() if name in options]
-    words += [f"{name}={value}" for name, value in stated.items() if name not in letters]
-    return " ".join([type(method).__name__, *words])
+    words = [f"{letter}={options[key]}" for key, letter in letters.items() if key in options]
+    words += [f"{key}={value}" for key, value in stated.items() if key not in letters]
+    title = " ".join([type(method).__name__, *words])
+    return f"{name}, {title}" if name in SPEEDS or Path(name).suffix else title
 
 
 def _value(text: str) -> Any:
