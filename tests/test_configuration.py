@@ -266,6 +266,24 @@ def test_words_are_in_order_and_valid_for_every_number_of_steps() -> None:
     assert counts == sorted(set(counts), reverse=True)
 
 
+@pytest.mark.parametrize("steps", [28, 50])
+@pytest.mark.parametrize("word", ["slow", "medium", "fast"])
+def test_words_are_the_most_faithful_settings_recorded(word: str, steps: int) -> None:
+    recorded = json.loads((Path(__file__).parents[1] / "benchmarks" / "speeds.json").read_text())
+    assert {**SPEEDS[word], **recorded["words"][word]} == SPEEDS[word]
+    rows = [row for row in recorded["rows"] if row["steps"] == steps]
+    settings = [row for row in rows if row.get("forecast") == "taylor"]
+    (own,) = [row for row in settings if row["last"] and (row["interval"], row["order"]) == _rule(word)]
+    assert own["psnr_db"] == max(row["psnr_db"] for row in settings if row["computed"] <= own["computed"])
+    (plain,) = [row for row in rows if row.get("plain") == own["computed"]]
+    assert own["psnr_db"] > plain["psnr_db"] + 3
+    assert own["computed"] == len(TaylorSeer(**SPEEDS[word]).plan([], steps).computed())
+
+
+def _rule(word: str) -> tuple[int, int]:
+    return SPEEDS[word]["interval"], SPEEDS[word]["order"]
+
+
 def test_words_in_errors_and_tables() -> None:
     with pytest.raises(
         ValueError, match=r"unknown method 'ultr': did you mean 'ultra'.*by speed: slow, medium, fast, ultra"
