@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from diffaccel.forecast import Forecaster
+from diffaccel.methods.auto import Auto
 from diffaccel.methods.checks import nearest
 from diffaccel.methods.conventions import is_diffusers_config, translated
 from diffaccel.methods.first_block import FirstBlock
@@ -42,12 +43,13 @@ class Method(Protocol):
         """The rule by which the feature of `site` is forecast in a run of `steps` steps."""
 
 
-METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted]] = MappingProxyType(
+METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto]] = MappingProxyType(
     {
         "taylorseer": TaylorSeer,
         "first_block": FirstBlock,
         "hyca": HyCa,
         "fitted": Fitted,
+        "auto": Auto,
     }
 )
 

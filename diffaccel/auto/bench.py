@@ -1,0 +1,135 @@
+"""The bench of a search: full runs are recorded, candidates drawn from the same noise, and timed in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffaccel.auto.quality import Quality
+from diffaccel.calibration import Calibration
+from diffaccel.evaluation import timing
+from diffaccel.evaluation.candidates import Candidate
+from diffaccel.evaluation.subject import Subject, free_memory
+from diffaccel.evaluation.timing import Clock
+from diffaccel.metrics.parity import psnr
+from diffaccel.recording import recording
+from diffaccel.response import responses
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Whole calls of the pipeline that were timed in turn with the full run.
+
+    Attributes:
+        shares: part of the full run's time, one a round.
+        clock: which time counts, see `diffaccel.evaluation.timing.Clock`.
+        contention: wall time over processor time of all runs, or the longest over the shortest full run on a GPU.
+    """
+
+    shares: list[float]
+    clock: str
+    contention: float
+
+    @property
+    def share(self) -> float:
+        """Median over rounds."""
+        return median(self.shares)
+
+
+class Bench:
+    """A pipeline with prompts to learn from and others to judge by.
+
+    Args:
+        pipe: the pipeline; it is left as it was.
+        learnt: one prompt a picture that is recorded.
+        judged: one prompt a picture that candidates draw.
+        steps: what the pipeline is called with.
+        arguments: further arguments of its call.
+        batch: pictures a call.
+        seed: of the first picture that is judged, others follow, then those that are recorded.
+        progress: show progress bars.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        learnt: Sequence[str],
+        judged: Sequence[str],
+        steps: int,
+        arguments: Mapping[str, Any],
+        batch: int,
+        seed: int,
+        progress: bool,
+    ) -> None:
+        self.learnt = Subject(pipe, learnt, seed + len(judged), steps, arguments)
+        self.judged = Subject(pipe, judged, seed, steps, arguments)
+        self.pipe, self.steps, self.batch, self.progress = pipe, steps, batch, progress
+        self._reference: Tensor | None = None
+
+    def record(self, levels: Sequence[str]) -> dict[str, Calibration]:
+        """What full runs of the prompts to learn from tell, by level."""
+        with ExitStack() as stack:
+            recorders = {level: stack.enter_context(recording(self.pipe, level)) for level in levels}
+            self._draw(self.learnt, Candidate.full(self.steps), "recording")
+        traces = {level: recorder.trace() for level, recorder in recorders.items()}
+        notes = {"responses": responses(self.pipe.scheduler)}
+        return {level: Calibration({t.steps: replace(t, notes=notes)}) for level, t in traces.items()}
+
+    def judge(self, candidate: Candidate) -> Quality:
+        """How near a candidate's pictures are to those of the full run."""
+        if self._reference is None:
+            self._reference = self._draw(self.judged, Candidate.full(self.steps), "full runs")
+        return Quality.of(psnr(self._draw(self.judged, candidate, candidate.name), self._reference).tolist())
+
+    def time(self, candidate: Candidate, rounds: int) -> Timed:
+        """Time a candidate and the full run in turn."""
+        both = [Candidate.full(self.steps), candidate]
+        times = timing.measure(self.judged, both, slice(self.batch), rounds, self.progress)
+        clock, (full, own) = Clock(cpu=self.pipe.device.type == "cpu"), (times[one.name] for one in both)
+        wall, cpu = (sum(sum(getattr(t, kind)) for t in times.values()) for kind in ("seconds", "cpu_seconds"))
+        contention = wall / cpu if clock.cpu else max(full.seconds) / min(full.seconds)
+        return Timed(own.ratios(full, clock.cpu), clock.name, contention)
+
+    def time_plain(self, share: float, rounds: int) -> tuple[int, Timed]:
+        """The plain run of fewer steps that takes this part of the full run's time, or a little less, and its time."""
+        steps = min(self.steps - 1, max(1, round(share * self.steps)))
+        timed = self.time(Candidate.fewer(steps), rounds)
+        equal = timing.guess_equal_steps({self.steps: 1.0, steps: timed.share}, share, self.steps - 1)
+        return (steps, timed) if equal == steps else (equal, self.time(Candidate.fewer(equal), rounds))
+
+    def _draw(self, subject: Subject, candidate: Candidate, title: str) -> Tensor:
+        """All pictures of a subject by a candidate."""
+        count = len(subject.prompts)
+        parts = []
+        with (
+            candidate.applied(self.pipe),
+            torch.no_grad(),
+            tqdm(total=count, desc=title, unit="picture", leave=False, disable=not self.progress) as bar,
+        ):
+            for start in range(0, count, self.batch):
+                parts.append(subject.pictures(candidate, slice(start, min(start + self.batch, count))))
+                bar.update(len(parts[-1]))
+        free_memory(self.pipe.device)
+        return torch.cat(parts)
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """The pipeline without its own progress bar, which would cross ours; as it was when this ends."""
+    missing = object()
+    before = vars(pipe).get("_progress_bar_config", missing)
+    pipe._progress_bar_config = {**(before if isinstance(before, dict) else {}), "disable": True}
+    try:
+        yield
+    finally:
+        if before is missing:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
