@@ -9,18 +9,17 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from diffaccel.clock import Clock, PipelineClock
+from diffaccel.clock import Clock
+from diffaccel.denoisers import clocks, denoisers
 from diffaccel.gate import GatedSession
 from diffaccel.methods import Calibrated, Method, of_network, resolve
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.plan import Plan
 from diffaccel.report import Report
-from diffaccel.session import Session, check_free
+from diffaccel.session import Session
+from diffaccel.watch import check_free
 
 Pipeline = TypeVar("Pipeline")
-
-# Components under which diffusers pipelines keep the networks that are called at every step.
-DENOISERS = ("transformer", "transformer_2", "unet")
 
 
 class Acceleration:
@@ -33,12 +32,16 @@ class Acceleration:
         networks: names of the accelerated networks.
     """
 
-    def __init__(self, method: Method, networks: Mapping[str, nn.Module], clock: Clock, pipe: Any = None) -> None:
+    def __init__(
+        self, method: Method, networks: Mapping[str, nn.Module], clocks: Mapping[str, Clock], pipe: Any = None
+    ) -> None:
         self.method = method
-        self._clock, self._pipe = clock, pipe
+        self._clocks, self._pipe = clocks, pipe
         # Everything that can be refused is refused here, before anything is attached.
         kind = GatedSession if isinstance(method, FirstBlock) else Session
-        self._sessions = {name: kind(network, of_network(method, name), clock) for name, network in networks.items()}
+        self._sessions = {
+            name: kind(network, of_network(method, name), clocks[name]) for name, network in networks.items()
+        }
         for session in self._sessions.values():
             session.attach()
         if pipe is not None:
@@ -67,13 +70,16 @@ class Acceleration:
         """Put everything back as it was. Calling it again does nothing."""
         for session in self._sessions.values():
             session.detach()
-        self._clock.detach()
+        for clock in self._clocks.values():
+            clock.detach()
         if self._pipe is not None and vars(self._pipe).get("acceleration") is self:
             del self._pipe.acceleration
 
     def _expected_steps(self) -> int:
+        if (known := getattr(self.method, "evaluations", None)) is not None:  # it was chosen for so many
+            return int(known)
         if self._pipe is None:
-            return self._clock.steps
+            return next(iter(self._clocks.values())).steps
         default = inspect.signature(type(self._pipe).__call__).parameters.get("num_inference_steps")
         return default.default if default is not None and isinstance(default.default, int) else 50
 
@@ -85,13 +91,15 @@ class Acceleration:
     ) -> None:
         self.remove()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of a pipeline is not accelerated: its `acceleration` is None."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nor is a pickled one."""
+        return type(None), ()
+
     def __str__(self) -> str:
         return "\n".join(str(session.report()) for session in self._sessions.values())
-
-
-def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The networks a pipeline calls at every step, by name; empty if it has none."""
-    return {name: part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)}
 
 
 def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **options: Any) -> Pipeline:
@@ -112,22 +120,17 @@ def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **o
         ValueError: an unknown method or value, a network that is accelerated already or has no site, or a calibration
             that is missing or of another pipeline. The pipeline is as it was before.
     """
-    networks = denoisers(pipe)
     if isinstance(pipe, nn.Module):
         raise TypeError(
             f"{type(pipe).__name__} is a network, not a pipeline: use diffaccel.accelerate(network, method, steps=...)"
         )
-    if not networks or not hasattr(pipe, "scheduler"):
-        raise TypeError(
-            f"{type(pipe).__name__} is no pipeline diffaccel can accelerate: it needs a scheduler and one of "
-            f"{', '.join(DENOISERS)}"
-        )
+    networks, ticking = denoisers(pipe), clocks(pipe)
     chosen = resolve(method, type(pipe).__name__, options)
     for network in networks.values():
         check_free(network)
     if isinstance(chosen, Calibrated):
         chosen = chosen.calibrated(pipe)
-    Acceleration(chosen, networks, PipelineClock(pipe), pipe)
+    Acceleration(chosen, networks, ticking, pipe)
     return pipe
 
 
@@ -157,4 +160,5 @@ def accelerate(module: nn.Module, method: str | Method = "taylorseer", *, steps:
         raise TypeError(
             f"{type(chosen).__name__} learns from runs of a pipeline: use diffaccel.accelerate_pipeline(pipe, method)"
         )
-    return Acceleration(chosen, {type(module).__name__: module}, Clock(steps))
+    name = type(module).__name__
+    return Acceleration(chosen, {name: module}, {name: Clock(steps)})

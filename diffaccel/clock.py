@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from diffaccel.calls import Branches
 from diffaccel.patch import Patch
-
-_TIME_NAMES = ("timestep", "timesteps", "t", "time", "sigma", "r")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Clock:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.run, self.step, self.steps = -1, 0, steps
         self.finished: list[Callable[[], None]] = []  # called when the last step of a run is done
-        self._branches: list[str] = []  # those seen in this step
+        self._branches = Branches()
         self._context: str | None = None
         self._time: Any = None
         self._direction = 0
@@ -81,8 +79,12 @@ class Clock:
         """A call failed: whatever comes next begins a run."""
         self._interrupted = True
 
-    def locate(self, time: Any) -> Moment:
-        """The moment of a call that is given the timestep `time` (a number, or a tensor, whose mean counts).
+    def locate(self, time: Any, given: Tensor | None = None) -> Moment:
+        """The moment of a call.
+
+        Args:
+            time: the timestep it is given, a number, or a tensor, whose mean counts.
+            given: the conditioning it is given, which tells guidance branches apart; without any, their order does.
 
         Raises:
             RuntimeError: the loop makes more steps than were announced.
@@ -97,21 +99,21 @@ class Clock:
                     f"this loop makes more than the {self.steps} steps announced: "
                     "give accelerate(..., steps=...) the number of steps the loop makes"
                 )
-        return self._moment(time)
+        return self._moment(time, given)
 
-    def _moment(self, time: Any) -> Moment:
-        name, self._context = self._context, None
-        branch = f"call {len(self._branches)}" if name is None else name
-        self._branches.append(branch)
+    def _moment(self, time: Any, given: Tensor | None) -> Moment:
+        announced, self._context = self._context, None
+        branch = self._branches.name(announced, given)
         self._time = time
         return Moment(self.run, self.steps, self.step, branch)
 
     def _begin(self, steps: int) -> None:
         self.run, self.step, self.steps = self.run + 1, 0, steps
-        self._branches, self._time, self._direction, self._interrupted = [], None, 0, False
+        self._branches, self._time, self._direction, self._interrupted = Branches(), None, 0, False
 
     def _next_step(self) -> None:
-        self.step, self._branches = self.step + 1, []
+        self.step += 1
+        self._branches.next_step()
 
     def _move(self, time: Any) -> int:
         """0 if `time` is that of the last call, 1 if it moved on, -1 if it turned back; the first move sets the way."""
@@ -147,8 +149,8 @@ class PipelineClock(Clock):
         super().detach()
         self._watch(None)
 
-    def locate(self, time: Any) -> Moment:
-        """The moment of a call that is given the timestep `time`, or None if the network takes none."""
+    def locate(self, time: Any, given: Tensor | None = None) -> Moment:
+        """The moment of a call; `time` is None if the network takes no timestep."""
         scheduler = getattr(self.pipe, self.name)
         if scheduler is not self._scheduler:
             self._watch(scheduler)
@@ -156,14 +158,14 @@ class PipelineClock(Clock):
         if scheduler.timesteps is not self._timesteps or self.step >= self.steps or self._interrupted:
             self._timesteps = scheduler.timesteps
             self._begin(_steps_left(scheduler, time))
-        elif _on_host(time) or (self._branches and self._context in (None, *self._branches)):
+        elif _on_host(time) or (self._branches and (self._context is None or self._context in self._branches)):
             # Another pipeline may share this network and drive it by a scheduler of its own: then times tell.
             move = self._move(time)
             if move > 0 and self._branches:
                 self._next_step()
             if move < 0 or self.step >= self.steps:
                 self._begin(_steps_left(scheduler, time))
-        return self._moment(time)
+        return self._moment(time, given)
 
     def _step_done(self) -> None:
         self._next_step()
@@ -208,36 +210,6 @@ class _StepWatch(Patch):
             return result
 
         return step
-
-
-class TimeArgument:
-    """Finds the timestep among the arguments of a network's call.
-
-    Args:
-        network: the denoiser.
-        needed: whether steps are told by it; else a network may do without one.
-
-    Raises:
-        TypeError: it is needed, and the network's `forward` has no parameter that is a timestep by its name.
-    """
-
-    def __init__(self, network: nn.Module, needed: bool = True) -> None:
-        names = list(inspect.signature(type(network).forward).parameters)[1:]
-        known = (name for name in _TIME_NAMES if name in names)
-        alike = (name for name in names if "time" in name)
-        self.name = next(known, next(alike, None))
-        if self.name is None and needed:
-            raise TypeError(
-                f"{type(network).__name__}.forward has no timestep among its parameters ({', '.join(names)}): "
-                f"diffaccel tells steps apart by one named {', '.join(_TIME_NAMES[:-1])} or {_TIME_NAMES[-1]}"
-            )
-        self.position = names.index(self.name) if self.name is not None else len(names)
-
-    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The timestep of one call, a number or a tensor; None if it has none."""
-        if self.name in kwargs:
-            return kwargs[self.name]
-        return args[self.position] if self.position < len(args) else None
 
 
 def _steps_left(scheduler: Any, time: Any) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from diffaccel.clock import Clock, Moment
+from diffaccel.compiled import is_compiled
 from diffaccel.dimensions import ByDimension
 from diffaccel.feature import Feature, stand_in, storage_bytes
 from diffaccel.forecast import Forecaster
@@ -23,7 +24,7 @@ from diffaccel.residual import added, continuation, relative_change, shapes, str
 from diffaccel.rows import RowAnchors, chosen
 from diffaccel.session import Session
 from diffaccel.sites import Site, check_reached
-from diffaccel.structure import blocks
+from diffaccel.structure import blocks, unwrapped
 
 logger = logging.getLogger("diffaccel")
 
@@ -70,7 +71,16 @@ class GatedSession(Session):
         self._ran: set[int] = set()  # steps at which the last block computed for some branch
         self._changes: list[float] = []
         super().__init__(network, method, clock)
-        self.sites = _ends(network)
+
+    def find(self) -> list[Site]:
+        """The first and the last block."""
+        network = unwrapped(self.network)
+        if is_compiled(self.network):
+            raise ValueError(
+                f"this {type(network).__name__} is compiled as a whole, and first_block decides between its blocks: "
+                "compile the blocks instead (network.compile_repeated_blocks()), or use method='taylorseer'"
+            )
+        return _ends(network)
 
     def attach(self) -> None:
         """Put sites, idle modules and hooks in place."""
@@ -103,18 +113,18 @@ class GatedSession(Session):
         self._head = None
         return True  # until the first block has run
 
-    def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        moment, self._moment = self._moment, None
-        assert moment is not None
+    def leave(self, moment: Moment) -> None:
+        """A call of the network ends well."""
         self._stopwatch.stop("computed" if self._computing[LAST] else "skipped")
         if moment.branch not in self._histories:
-            check_reached(network, self.sites[LAST:], len(self.sites), self.method.level)
+            check_reached(self.network, self.sites[LAST:], len(self.sites), self.method.level)
         # Step 0 is another network's if this one enters in mid-run; a plan computes it all the same.
         self.plan = Plan.at({0, *self._ran}, self._steps)
 
-    def _site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    def at_site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
+        """The first block as it is installed, or the last."""
         enter = self._open if i == FIRST else self._close
-        names = list(inspect.signature(real).parameters)
+        names = list(inspect.signature(type(self.sites[i].owner).forward).parameters)[1:]
 
         def call(*args: Any, **kwargs: Any) -> Any:
             moment = self._moment
@@ -160,7 +170,7 @@ class GatedSession(Session):
         if head is None:
             raise self._misfit("the last block runs before the first")
         key = (LAST, moment.branch)
-        forecast = None if history is None or all(head.rows) else self._forecast(moment, head, history)
+        forecast = None if history is None or all(head.rows) else self._continued(moment, head, history)
         if not any(head.rows):
             assert forecast is not None
             assert history is not None
@@ -180,7 +190,7 @@ class GatedSession(Session):
         ]
         return tree_unflatten(leaves, output.spec)
 
-    def _forecast(self, moment: Moment, head: _Head, history: _History) -> list[Any]:
+    def _continued(self, moment: Moment, head: _Head, history: _History) -> list[Any]:
         """By leaf, the last block's output if no block between ran."""
         rule = cast(Forecaster, self.forecasters[LAST])
         tails = iter(history.tail.forecast(rule, moment.step))

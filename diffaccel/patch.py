@@ -49,5 +49,12 @@ class _Replacement:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the owner gets the plain method, bound to the copy; it must not drive the original."""
-        owner = memo.get(id(self.patch.owner), self.patch.owner)
-        return MethodType(getattr(type(owner), self.patch.attr), owner)
+        return _plain(memo.get(id(self.patch.owner), self.patch.owner), self.patch.attr)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with its owner, it comes back as the plain method, too."""
+        return _plain, (self.patch.owner, self.patch.attr)
+
+
+def _plain(owner: object, attr: str) -> Any:
+    return MethodType(getattr(type(owner), attr), owner)

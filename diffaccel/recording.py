@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffaccel.clock import Moment, PipelineClock, TimeArgument
+from diffaccel.clock import Moment, PipelineClock
+from diffaccel.compiled import check_recordable
 from diffaccel.descriptors import LEAST_STEPS
 from diffaccel.feature import Feature, dims_axis
 from diffaccel.fingerprint import Fingerprint
 from diffaccel.moments import Moments, subset
-from diffaccel.patch import Patch
-from diffaccel.session import check_free
-from diffaccel.sites import called_twice, check_reached, sites
+from diffaccel.sites import Site, called_twice, check_reached, sites
 from diffaccel.trace import Trace, recordable
+from diffaccel.watch import Watch, check_free
 
 logger = logging.getLogger("diffaccel")
 
@@ -113,38 +112,20 @@ class Recorder:
         self.runs += 1
 
 
-class Track:
+class Track(Watch):
     """The recording of one network: its sites, and what they returned in the run in progress."""
 
     def __init__(self, network: nn.Module, recorder: Recorder) -> None:
-        check_free(network)
-        self.network, self.recorder = network, recorder
-        self.sites = sites(network, recorder.level)
-        self._time = TimeArgument(network)
+        self.recorder = recorder
+        super().__init__(network, recorder.clock)
         self.steps: set[int] = set()  # those of the run in progress in which the network was called
-        self._moment: Moment | None = None  # of the call in progress; None outside of one
         self._series: dict[tuple[int, str], Series] = {}  # by site and branch
         self._axes: dict[tuple[int, int], int] = {}  # of the dimensions, by site and leaf
-        self._patches: list[Patch] = []
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def attach(self) -> None:
-        """Put hooks and patches in place."""
-        self._hooks = [
-            self.network.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.network.register_forward_hook(self._after),
-        ]
-        self._patches = [Patch(site.owner, site.attr, partial(self._site, i)) for i, site in enumerate(self.sites)]
-        self.recorder.clock.attach(self.network)
-
-    def detach(self) -> None:
-        """Restore every attribute."""
-        while self._patches:
-            self._patches.pop().remove()
-        while self._hooks:
-            self._hooks.pop().remove()
-        self.forget()
-        self._moment = None
+    def find(self) -> list[Site]:
+        """The sites at the level that is recorded."""
+        check_recordable(self.network)
+        return sites(self.network, self.recorder.level)
 
     def forget(self) -> None:
         """Drop the features of the run in progress."""
@@ -174,22 +155,17 @@ class Track:
                 raise ValueError(f"{type(self.network).__name__}, {self.sites[i].name}: {error}") from error
         return result
 
-    def _before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._moment is not None:  # the last call failed
-            self._moment = None
-            self.recorder.clock.interrupt()
-        moment = self.recorder.clock.locate(self._time.of(args, kwargs))
+    def enter(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call of the network begins."""
         self.recorder.begin(moment)
-        self._moment = moment
 
-    def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        moment, self._moment = self._moment, None
-        assert moment is not None
+    def leave(self, moment: Moment) -> None:
+        """A call of the network ends well."""
         self.steps.add(moment.step)
         missed = [site for i, site in enumerate(self.sites) if (i, moment.branch) not in self._series]
-        check_reached(network, missed, len(self.sites), self.recorder.level)
+        check_reached(self.network, missed, len(self.sites), self.recorder.level)
 
-    def _site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    def at_site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
         """Site `i` as it is installed: compute, and keep a part."""
 
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from diffaccel.clock import Clock, Moment, TimeArgument
+from diffaccel.clock import Clock, Moment
+from diffaccel.compiled import Slots, check_outside_compiled, is_compiled
 from diffaccel.dimensions import ByDimension
 from diffaccel.feature import Feature, forecast, stand_in, storage_bytes
 from diffaccel.forecast import Forecaster
 from diffaccel.methods import Method, written_out
-from diffaccel.patch import Patch
 from diffaccel.plan import Plan
 from diffaccel.report import Report, SiteReport
-from diffaccel.sites import called_more, check_last, check_reached, sites
+from diffaccel.sites import Site, called_more, check_last, check_reached, sites
 from diffaccel.timing import Stopwatch
+from diffaccel.watch import Watch
 
 logger = logging.getLogger("diffaccel")
 
@@ -29,7 +29,7 @@ Anchors = deque[tuple[int, Feature]]  # (step, feature), newest first
 Key = tuple[int, str, int]  # site, branch, and which of its calls in a step: some networks run a block repeatedly
 
 
-class Session:
+class Session(Watch):
     """The state of one accelerated network.
 
     Args:
@@ -43,15 +43,13 @@ class Session:
     """
 
     def __init__(self, network: nn.Module, method: Method, clock: Clock) -> None:
-        check_free(network)
-        self.network, self.method, self.clock = network, method, clock
-        self.sites = sites(network, method.level)
+        self.method = method
+        super().__init__(network, clock)
+        self.slots = Slots() if is_compiled(network) else None
         self.forecasters: list[Forecaster | ByDimension] = []  # by site, of the run in progress
         self.plan: Plan | None = None
-        self._time = TimeArgument(network, clock.reads_time)
         self._run = -1
         self._first: dict[str, int] = {}  # by branch, the step at which its history begins
-        self._moment: Moment | None = None  # of the call in progress; None outside of one
         self._computing: list[bool] = []  # by site, for the call in progress
         self._calls: Counter[int | str] = Counter()  # by site or idle module, in the call of the network in progress
         self._late: str | None = None  # the idle module that ran last, if no site ran after it
@@ -63,37 +61,31 @@ class Session:
         self._weights: dict[tuple[int, tuple[int, ...], int], Any] = {}  # by site, anchor times and time
         self._steps, self._memory = 0, 0
         self._stopwatch = Stopwatch()
-        self._patches: list[Patch] = []
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def find(self) -> list[Site]:
+        """The sites at the level of the method."""
+        found = sites(self.network, self.method.level)
+        check_outside_compiled(self.network, found, self.method.level)
+        return found
 
     def attach(self) -> None:
         """Put sites, idle modules and hooks in place."""
-        # Native hooks on the root: its `forward` is where accelerate's offloading lives.
-        self._hooks = [
-            self.network.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.network.register_forward_hook(self._after),
-        ]
-        names = {module: name for name, module in self.network.named_modules()}
-        for i, site in enumerate(self.sites):
-            self._patches.append(Patch(site.owner, site.attr, partial(self._site, i)))
-            for module in site.idle:
-                self._patches.append(Patch(module, "forward", partial(self._idle, i, names[module])))
-        self.clock.attach(self.network)
+        super().attach()
         self.clock.finished.append(self.forget)
-
-    def detach(self) -> None:
-        """Restore every attribute and drop all anchors."""
-        while self._patches:
-            self._patches.pop().remove()
-        while self._hooks:
-            self._hooks.pop().remove()
-        self._moment = None
-        self.forget()
 
     def forget(self) -> None:
         """Drop all anchors; what was counted and measured stays."""
         self._memory = max(self._memory, self._held())
         self._anchors, self._stand_ins, self._shapes, self._first = {}, {}, {}, {}
+        if self.slots is not None:
+            self.slots.stand_ins.clear()
+
+    def in_use(self) -> str:
+        """Which method the network is accelerated by, and how to take it off."""
+        return (
+            f"this {type(self.network).__name__} is already accelerated by {written_out(self.method)}: "
+            "call remove() on that acceleration first (pipe.acceleration.remove())"
+        )
 
     def report(self) -> Report:
         """What was computed and skipped in the last run, or so far in this one."""
@@ -111,12 +103,13 @@ class Session:
             memory=max(self._memory, self._held()),
         )
 
-    def _before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A call of the network begins: find its step and branch, decide which sites compute."""
-        if self._moment is not None:  # the last call failed
-            self._moment = None
-            self.clock.interrupt()
-        moment = self.clock.locate(self._time.of(args, kwargs))
+    def enter(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call of the network begins: decide which sites compute."""
+        if torch.compiler.is_compiling() or (self.slots is None and is_compiled(self.network)):
+            raise RuntimeError(
+                f"this {type(self.network).__name__} was compiled after it was accelerated: call remove(), compile it, "
+                "and accelerate what is compiled"
+            )
         if moment.run != self._run:
             self._begin(moment)
         self._steps = max(self._steps, moment.step + 1)
@@ -128,7 +121,11 @@ class Session:
             self._shapes[moment.branch], self._first[moment.branch] = shapes, moment.step
         self._computing = [self._computes(i, moment) for i in range(len(self.sites))]
         self._calls.clear()
-        self._moment, self._late = moment, None
+        self._late = None
+        if self.slots is not None:
+            self.slots.fill(
+                self._computing, moment.branch, lambda i: self._forecast((i, moment.branch, 0), moment.step)
+            )
         self._stopwatch.start(tensors[0].device if tensors else torch.device("cpu"))
 
     def _computes(self, i: int, moment: Moment) -> bool:
@@ -144,6 +141,7 @@ class Session:
     def _begin(self, moment: Moment) -> None:
         """A run begins, whatever became of the last one."""
         self.forget()
+        self.refresh()
         self._run, self._memory = moment.run, 0
         self._computed.clear()
         self._skipped.clear()
@@ -165,19 +163,22 @@ class Session:
         plan.check(steps, self.sites)
         return plan, [self.method.forecaster(site, steps) for site in self.sites]
 
-    def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """The call of the network ends well; one that fails does not come here."""
-        moment, self._moment = self._moment, None
-        assert moment is not None
+    def leave(self, moment: Moment) -> None:
+        """A call of the network ends well."""
+        if self.slots is not None:
+            for i, output in self.slots.collect(moment.branch).items():
+                self._keep((i, moment.branch, 0), moment.step, Feature(output))
         computing = set(self._computing)
         self._stopwatch.stop("mixed" if len(computing) > 1 else "computed" if True in computing else "skipped")
         if moment.step == self._first[moment.branch]:
             missed = [site for i, site in enumerate(self.sites) if (i, moment.branch, 0) not in self._anchors]
-            check_reached(network, missed, len(self.sites), self.method.level)
-            check_last(network, self._late, self.method.level)
+            check_reached(self.network, missed, len(self.sites), self.method.level)
+            check_last(self.network, self._late, self.method.level)
 
-    def _site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    def at_site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
         """Site `i` as it is installed: compute and keep, or forecast."""
+        if self.slots is not None:
+            return self.slots.at_site(i, real)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             moment = self._moment
@@ -185,19 +186,24 @@ class Session:
                 return real(*args, **kwargs)
             key = (i, moment.branch, self._calls[i])
             self._calls[i] += 1
-            if self._computing[i]:
-                output = real(*args, **kwargs)
-                self._late = None
-                self._keep(key, moment.step, Feature(output))
-                return output
-            if key not in self._anchors:
-                raise called_more(self.network, self.sites[i], self.method.level)
-            if key[2] == 0:
-                self._skipped[i, moment.branch] += 1
-            anchors = self._anchors[key]
-            return forecast([feature for _, feature in anchors], self._weights_of(i, anchors, moment.step))
+            if not self._computing[i]:
+                return self._forecast(key, moment.step)
+            output = real(*args, **kwargs)
+            self._late = None
+            self._keep(key, moment.step, Feature(output))
+            return output
 
         return call
+
+    def _forecast(self, key: Key, step: int) -> Any:
+        """What the site would return at `step`."""
+        i, branch, call = key
+        if key not in self._anchors:
+            raise called_more(self.network, self.sites[i], self.method.level)
+        if call == 0:
+            self._skipped[i, branch] += 1
+        anchors = self._anchors[key]
+        return forecast([feature for _, feature in anchors], self._weights_of(i, anchors, step))
 
     def _weights_of(self, i: int, anchors: Anchors, step: int) -> Any:
         """The weights of a forecast at site `i`, worked out once for all runs of this many steps."""
@@ -220,8 +226,10 @@ class Session:
             anchors.clear()
         anchors.appendleft((step, feature))
 
-    def _idle(self, i: int, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def at_idle(self, i: int, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         """A module that runs only when site `i` computes, and else returns a stand-in of the shape it last had."""
+        if self.slots is not None:
+            return self.slots.at_idle(i, name, real)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             moment = self._moment
@@ -239,19 +247,6 @@ class Session:
 
     def _held(self) -> int:
         return storage_bytes([feature for anchors in self._anchors.values() for _, feature in anchors])
-
-
-def check_free(network: nn.Module) -> None:
-    """Raise ValueError if the network is accelerated already, by diffaccel or by diffusers' own caches."""
-    for hook in network._forward_pre_hooks.values():
-        owner = getattr(hook, "__self__", None)
-        if isinstance(owner, Session):
-            raise ValueError(
-                f"this {type(network).__name__} is already accelerated by {written_out(owner.method)}: "
-                "call remove() on that acceleration first (pipe.acceleration.remove())"
-            )
-    if getattr(network, "is_cache_enabled", False):
-        raise ValueError(f"this {type(network).__name__} already has a diffusers cache: call its disable_cache() first")
 
 
 def _by_branch(counts: Counter[tuple[int, str]], site: int) -> dict[str, int]:

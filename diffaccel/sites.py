@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from diffaccel.structure import blocks, deep_branch, sublayers
+from diffaccel.structure import blocks, deep_branch, sublayers, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ def sites(model: nn.Module, level: str = "sublayer") -> list[Site]:
     """
     if level not in (*LEVELS, OUTPUT):
         raise ValueError(f"unknown level {level!r}: choose one of {', '.join(LEVELS)}")
+    model = unwrapped(model)
     result = list(_output(model) if level == OUTPUT else _FIND[level](model))
     if not result and level == "deep":
         raise ValueError(

@@ -33,6 +33,12 @@ _BRANCHES = (
 _GATED = ("down_proj", ("gate_proj", "up_proj", "mlp_act"))
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network itself, if `torch.compile(network)` was wrapped around it."""
+    inner: nn.Module = getattr(network, "_orig_mod", network)
+    return inner
+
+
 def blocks(model: nn.Module) -> list[Named]:
     """The chain of blocks of a network, in order of execution: `(name, block)`.
 
