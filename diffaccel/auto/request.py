@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.auto.candidates import levels_of
-from diffaccel.auto.prompts import prompts_of
 from diffaccel.auto.search import Target
 from diffaccel.descriptors import LEAST_STEPS
 from diffaccel.pipelines import image
@@ -28,7 +27,6 @@ class Request:
         target: what is to be reached.
         steps: what the pipeline is called with.
         arguments: further arguments of its call.
-        prompts: see `diffaccel.auto.prompts`; None for a choice that only has to be found.
         levels: of sites that are tried.
     """
 
@@ -51,20 +49,14 @@ class Request:
             raise ValueError(f"auto judges pictures, and {kind.__name__} makes videos: choose a method by hand")
         image.check_arguments(kind, [])
         steps = image.denoising_steps(kind, call_defaults(str(pipe.name_or_path)), auto.steps)
-        if steps < LEAST_STEPS:
-            raise ValueError(f"auto needs runs of at least {LEAST_STEPS} steps to learn from, got {steps}")
-        if auto.speedup is not None and auto.speedup >= steps:
-            raise ValueError(
-                f"a speed-up of {auto.speedup:g}x is out of reach: a run of {steps} steps computes at least one, so "
-                f"no plan gains {steps}x"
-            )
+        target = check_target(auto, steps)
         present = levels_of(networks)
         if missing := set(auto.levels or present) - set(present):
             raise ValueError(f"{kind.__name__} has no sites at level {min(missing)!r}: it has {', '.join(present)}")
         if not present:
             raise ValueError(f"auto finds no blocks in the networks of {kind.__name__}, so nothing could be skipped")
         levels = tuple(level for level in present if level in (auto.levels or present))
-        return cls(Target(auto.speedup, auto.psnr), steps, arguments_of(pipe, auto.call), levels)
+        return cls(target, steps, arguments_of(pipe, auto.call), levels)
 
 
 def arguments_of(pipe: Any, call: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -79,6 +71,17 @@ def arguments_of(pipe: Any, call: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name != "num_inference_steps"}
 
 
-def check_prompts(pipe: Any, auto: Auto) -> list[str]:
-    """The prompts of a search; raises as `diffaccel.auto.prompts.prompts_of`."""
-    return prompts_of(pipe, auto.prompts)
+def check_target(auto: Auto, steps: int) -> Target:
+    """What is to be reached in runs of `steps` steps.
+
+    Raises:
+        ValueError: too few steps to learn from, or a speed-up that no plan has.
+    """
+    if steps < LEAST_STEPS:
+        raise ValueError(f"auto needs runs of at least {LEAST_STEPS} steps to learn from, got {steps}")
+    if auto.speedup is not None and auto.speedup >= steps:
+        raise ValueError(
+            f"a speed-up of {auto.speedup:g}x is out of reach: a run of {steps} steps computes at least one of them, "
+            f"so no plan gains {steps}x"
+        )
+    return Target(auto.speedup, auto.psnr)

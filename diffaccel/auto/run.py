@@ -118,6 +118,8 @@ class Search:
         runs = sum(row.quality is not None for row in self.table)
         if best.quality is not None and self.target.psnr is not None:
             found = f"the most faithful of {runs} that were run is {best.name}, PSNR {best.quality}"
+            if best.quality.low >= self.target.psnr:
+                found = f"{best.name} does, and takes {best.timed or cost(self.table, best):.2f} of the full run's time"
         else:
             found = f"the fastest is {best.name}, {1 / (best.timed or cost(self.table, best)):.2f}x"
         return (

@@ -123,9 +123,10 @@ def next_trial(rows: Sequence[Row], target: Target) -> Row | None:
 def choose(rows: Sequence[Row], target: Target) -> Row | None:
     """Of the candidates that were run, the fastest that reaches the fidelity, or the most faithful that is fast enough.
 
-    None if there is none. What was timed counts by its time, others by their `cost`.
+    None if there is none. What was timed counts by its time, others by their `cost`; what is not faster than the full
+    run is out of question.
     """
-    run = [(row, row.quality) for row in rows if row.quality is not None]
+    run = [(row, row.quality) for row in rows if row.quality is not None and _time(rows, row) < 1]
     if target.psnr is not None:
         reached = [
             (cost(rows, row), -quality.mean, row.name, row) for row, quality in run if quality.low >= target.psnr

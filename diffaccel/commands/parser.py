@@ -7,57 +7,19 @@ from typing import NoReturn
 
 from diffaccel import __version__
 from diffaccel.commands.arguments import DTYPES, LEVELS, MODEL_HELP, RESIZES, natural, positive, scale
+from diffaccel.commands.examples import (
+    CALIBRATE_EXAMPLES,
+    EVALUATE_EXAMPLES,
+    EXAMPLES,
+    GENERATE_EXAMPLES,
+    INFO_EXAMPLES,
+    STATISTICS_EXAMPLES,
+    TUNE_EXAMPLES,
+)
 from diffaccel.methods import METHODS
 from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import FORECASTS
 from diffaccel.pipelines.bundled import NAMES
-
-EXAMPLES = """\
-examples:
-  diffaccel generate "a red 7 on a white background" -o seven.png
-  diffaccel generate "a red 7 on a white background" "a blue 2 on a black background" --compare -o both.png
-  diffaccel generate "a fox in the snow" --model black-forest-labs/FLUX.1-dev --method taylorseer --interval 6
-  diffaccel info black-forest-labs/FLUX.1-dev --dtype bfloat16
-"""
-GENERATE_EXAMPLES = """\
-examples:
-  one picture, by the bundled pipeline:
-    diffaccel generate "a red 7 on a white background" -o seven.png
-  the same without and with TaylorSeer, the pictures side by side, the numbers as JSON:
-    diffaccel generate "a red 7 on a white background" --compare --interval 4 --order 2 -o both.png --json both.json
-  a pipeline of your own, saved with pipe.save_pretrained("my-flux"):
-    diffaccel generate "a fox in the snow" --model ./my-flux --method taylorseer --dtype bfloat16 --device cuda
-"""
-INFO_EXAMPLES = """\
-examples:
-  diffaccel info flux-digits
-  diffaccel info black-forest-labs/FLUX.1-dev --dtype bfloat16 --order 2
-  diffaccel info ./my-flux --height 768 --width 768 --level block --sites --json -
-"""
-
-
-EVALUATE_EXAMPLES = """\
-examples:
-  two settings of TaylorSeer on the bundled pipeline, offline:
-    diffaccel evaluate --method taylorseer:interval=3,order=2 --method taylorseer:interval=5,order=1 -o evaluation
-  a pipeline of your own, with prompts of your own and a reference of real pictures:
-    diffaccel evaluate --model ./my-flux --prompts prompts.txt --num 1000 --method taylorseer:interval=6 \\
-        --metrics psnr,ssim,lpips,clip,fid --clip-model openai/clip-vit-base-patch16 --reference ./photographs
-  two folders of pictures that exist, paired by manifest or name:
-    diffaccel evaluate --images ./accelerated --reference ./baseline --metrics psnr,ssim
-
-Exit status 3: weights of a metric's network are not on this machine; the message says where to get them.
-"""
-CALIBRATE_EXAMPLES = """\
-examples:
-  diffaccel calibrate ./my-flux --prompts prompts.txt --num 32 --device cuda
-  diffaccel evaluate --model ./my-flux --prompts others.txt --method fitted:interval=5 --method hyca:interval=5
-"""
-STATISTICS_EXAMPLES = """\
-examples:
-  diffaccel statistics ./photographs -o photographs.npz --extractor inception --weights inception-2015-12-05.pt
-  diffaccel evaluate --model ./my-flux --prompts prompts.txt --metrics fid --reference photographs.npz
-"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,6 +51,7 @@ def build_parser() -> Parser:
     _add_calibrate(
         _command(commands, "calibrate", "record what hyca and fitted learn from, and keep it", CALIBRATE_EXAMPLES)
     )
+    _add_tune(_command(commands, "tune", "choose the acceleration that reaches a speed-up or a PSNR", TUNE_EXAMPLES))
     _add_statistics(
         _command(commands, "statistics", "keep a folder of pictures as a reference for evaluate", STATISTICS_EXAMPLES)
     )
@@ -201,6 +164,25 @@ def _add_calibrate(parser: Parser) -> None:
     parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: cuda if there is one)")
     parser.add_argument("--batch", type=positive, help="pictures a call (default: 16 if bundled, 1 for other models)")
     parser.add_argument("-o", "--output", metavar="FILE", help="file to write (default: in the model's own folder)")
+
+
+def _add_tune(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--speedup", type=scale, metavar="X", help="of whole calls; the most faithful that reaches it")
+    target.add_argument("--psnr", type=scale, metavar="DB", help="to the full run; the fastest that reaches it")
+    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line, or a JSON list; bundled (default if it is)")
+    parser.add_argument("--pictures", type=positive, default=8, metavar="N", help="that judge a candidate (default: 8)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the first picture (default: 0)")
+    parser.add_argument("--steps", type=positive, help="of each run, as later (default: the pipeline's)")
+    parser.add_argument(
+        "--level", action="append", choices=LEVELS, help="try this one only; may be given several times"
+    )
+    _add_picture(parser)
+    parser.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: cuda if there is one)")
+    parser.add_argument("--batch", type=positive, default=1, help="pictures a call, timed ones too (default: 1)")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed runs, 5 or more (default: 5)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="JSON to write (default: in the model's own folder)")
 
 
 def _add_statistics(parser: Parser) -> None:
