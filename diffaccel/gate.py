@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_unflatten
+from torch import nn
 
 from diffaccel.clock import Clock, Moment
 from diffaccel.compiled import is_compiled
 from diffaccel.dimensions import ByDimension
-from diffaccel.feature import Feature, stand_in, storage_bytes
+from diffaccel.feature import Feature, storage_bytes
 from diffaccel.forecast import Forecaster
+from diffaccel.history import Head, History
 from diffaccel.methods import Method, written_out
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.plan import Plan
 from diffaccel.report import Report
-from diffaccel.residual import added, continuation, relative_change, shapes, stream
-from diffaccel.rows import RowAnchors, chosen
+from diffaccel.residual import continuation, samples, samples_axis, stream
 from diffaccel.session import Session
 from diffaccel.sites import Site, check_reached
 from diffaccel.structure import blocks, unwrapped
@@ -36,26 +36,6 @@ FIRST, LAST = 0, 1  # the two sites
 _CHAINS = ("blocks", "transformer_blocks", "single_transformer_blocks", "layers", "temporal_transformer_blocks")
 
 
-@dataclass
-class _Head:
-    """What the first block did in the call in progress: its output, its residual, and the rows that must compute."""
-
-    output: Feature
-    residual: Tensor
-    rows: list[bool]
-
-
-@dataclass
-class _History:
-    """What a guidance branch knows of its last computed step, by row."""
-
-    residual: Tensor  # of the first block
-    tail: RowAnchors  # what the other blocks added
-    output: Feature  # of the last block, without its values
-    shapes: str  # of the first block's output
-    skipped: list[int]  # steps in a row
-
-
 class GatedSession(Session):
     """The state of one network accelerated by a `FirstBlock`. Its two sites are the first and the last block.
 
@@ -65,11 +45,12 @@ class GatedSession(Session):
 
     def __init__(self, network: nn.Module, method: Method, clock: Clock) -> None:
         self.gate = cast(FirstBlock, method)
-        self._histories: dict[str, _History] = {}  # by branch
-        self._head: _Head | None = None
+        self._histories: dict[str, History] = {}  # by branch
+        self._head: Head | None = None
         self._leaves: dict[str, int] = {}  # by branch, which leaf of the first block's output continues its input
         self._ran: set[int] = set()  # steps at which the last block computed for some branch
         self._changes: list[float] = []
+        self._samples = 0  # of the call in progress
         super().__init__(network, method, clock)
 
     def find(self) -> list[Site]:
@@ -113,6 +94,11 @@ class GatedSession(Session):
         self._head = None
         return True  # until the first block has run
 
+    def enter(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call of the network begins."""
+        super().enter(moment, args, kwargs)
+        self._samples = samples(dict(enumerate(args)) | kwargs)
+
     def leave(self, moment: Moment) -> None:
         """A call of the network ends well."""
         self._stopwatch.stop("computed" if self._computing[LAST] else "skipped")
@@ -141,26 +127,26 @@ class GatedSession(Session):
         result = run()
         output, start = Feature(result), stream(arguments)
         history = self._histories.get(moment.branch)
-        if history is not None and history.shapes != shapes(output):  # of another number of tokens or samples
+        if history is not None and not history.fits(output):  # of another number of tokens or samples
             del self._histories[moment.branch]
-        if moment.branch not in self._histories:
+            history = None
+        if history is None:
             self._leaves[moment.branch] = self._told(continuation, output, start)
         residual = output.leaves[self._leaves[moment.branch]] - start
-        rows = self._due(moment, residual)
-        self._head = _Head(output, residual, rows)
-        self._computing = [True, any(rows)]
+        self._head = Head(output, residual, samples_axis(residual.shape, self._samples), [])
+        self._head.rows = self._due(moment, self._head, history)
+        self._computing = [True, any(self._head.rows)]
         self._computed[FIRST, moment.branch] += 1
         return result
 
-    def _due(self, moment: Moment, residual: Tensor) -> list[bool]:
+    def _due(self, moment: Moment, head: Head, history: History | None) -> list[bool]:
         """By row, whether the blocks after the first have to run."""
-        history = self._histories.get(moment.branch)
         if history is None:
-            return [True] * len(residual)
+            return [True] * head.count
         rows = [self.gate.due(moment.step, skipped) for skipped in history.skipped]
-        if all(rows) or self.gate.threshold == float("inf"):
+        if all(rows) or self.gate.threshold == math.inf:
             return rows
-        changes = relative_change(residual, history.residual).tolist()
+        changes = history.changes(head)
         self._changes.append(max(changes))
         return [row or change > self.gate.threshold for row, change in zip(rows, changes, strict=True)]
 
@@ -169,54 +155,23 @@ class GatedSession(Session):
         head, history = self._head, self._histories.get(moment.branch)
         if head is None:
             raise self._misfit("the last block runs before the first")
-        key = (LAST, moment.branch)
-        forecast = None if history is None or all(head.rows) else self._continued(moment, head, history)
-        if not any(head.rows):
-            assert forecast is not None
-            assert history is not None
+        key, rule = (LAST, moment.branch), cast(Forecaster, self.forecasters[LAST])
+        if history is not None and not any(head.rows):
             self._skipped[key] += 1
             history.skipped = [count + 1 for count in history.skipped]
-            return tree_unflatten(forecast, history.output.spec)
+            return history.skip(head, rule, moment.step)
         result = run()
-        output = Feature(result)
         self._computed[key] += 1
         self._ran.add(moment.step)
-        self._keep_tail(moment, head, result)
-        if forecast is None:
-            return result
-        leaves = [
-            chosen(head.rows, leaf, other) if isinstance(leaf, Tensor) else leaf
-            for leaf, other in zip(output.leaves, forecast, strict=True)
-        ]
-        return tree_unflatten(leaves, output.spec)
+        if history is not None:
+            return history.compute(head, result, rule, moment.step)
+        self._histories[moment.branch] = self._told(History, head, result, moment.step, rule.order)
+        return result
 
-    def _continued(self, moment: Moment, head: _Head, history: _History) -> list[Any]:
-        """By leaf, the last block's output if no block between ran."""
-        rule = cast(Forecaster, self.forecasters[LAST])
-        tails = iter(history.tail.forecast(rule, moment.step))
-        return [
-            begin + next(tails) if isinstance(leaf, Tensor) else leaf
-            for begin, leaf in zip(head.output.leaves, history.output.leaves, strict=True)
-        ]
-
-    def _keep_tail(self, moment: Moment, head: _Head, result: Any) -> None:
-        """The rows that had to compute remember this step."""
-        tails = self._told(added, head.output, Feature(result))
-        history = self._histories.get(moment.branch)
-        if history is None:
-            anchors = RowAnchors(tails, moment.step, self.forecasters[LAST].order)
-            self._histories[moment.branch] = _History(
-                head.residual, anchors, Feature(stand_in(result)), shapes(head.output), [0] * len(head.rows)
-            )
-            return
-        history.tail.renew(head.rows, tails, moment.step)
-        history.residual = chosen(head.rows, head.residual, history.residual)
-        history.skipped = [0 if row else count + 1 for row, count in zip(head.rows, history.skipped, strict=True)]
-
-    def _told(self, work: Callable[..., Value], *features: Any) -> Value:
+    def _told(self, work: Callable[..., Value], *arguments: Any) -> Value:
         """What `work` returns, or the error that says which network does not fit."""
         try:
-            return work(*features)
+            return work(*arguments)
         except ValueError as error:
             raise self._misfit(str(error)) from error
 
@@ -228,7 +183,7 @@ class GatedSession(Session):
         )
 
     def _held(self) -> int:
-        return storage_bytes([Feature([one.residual, *one.tail.tensors]) for one in self._histories.values()])
+        return storage_bytes([Feature(history.tensors) for history in self._histories.values()])
 
     def _say_if_nothing_was_skipped(self) -> None:
         if self._steps and not self._skipped:
@@ -252,7 +207,9 @@ def _ends(network: nn.Module) -> list[Site]:
             "method='taylorseer'"
         )
     found = blocks(network)
-    found = [item for item in found if item[0].partition(".")[0] in _CHAINS] or found
+    found = [item for item in found if item[0].partition(".")[0] in _CHAINS] or [
+        item for item in found if "text" not in item[0]
+    ]
     if len(found) < 2:
         raise ValueError(f"first_block needs two transformer blocks or more, {kind} has {len(found)}: nothing to skip")
     (first, opening), *between, (last, closing) = found

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from diffaccel import FirstBlock, Plan, accelerate, accelerate_pipeline
 from diffaccel.forecast import Hold, Taylor
 from diffaccel.methods.first_block import NotPlannedError
-from diffaccel.residual import relative_change
+from diffaccel.residual import relative_change, samples, samples_axis
 from diffaccel.rows import RowAnchors
 from tests import tiny
 from tests.test_contract import same, traces
+from tests.zoo import specimen
 
 FAMILIES = pytest.mark.parametrize("name", ["flux", "dit"])
 GUIDED = pytest.mark.parametrize("guidance", [False, True], ids=["plain", "guided"])
@@ -84,7 +85,7 @@ def test_rows_forecast_as_each_would_alone() -> None:
     offset, slope = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
     renewed = {0: [True] * 3, 1: [True, False, False], 3: [True, True, False], 4: [False, True, False]}
     for order in (0, 1, 2):
-        anchors = RowAnchors([offset], 0, order)
+        anchors = RowAnchors([offset], 0, order, axis=0)
         for step, rows in list(renewed.items())[1:]:
             fresh = offset + slope * step
             # What a row does not renew must not be read.
@@ -95,10 +96,34 @@ def test_rows_forecast_as_each_would_alone() -> None:
         assert torch.allclose(found, expected, atol=1e-5)
 
 
+def test_rows_are_where_the_samples_are() -> None:
+    assert samples_axis((2, 70, 32), 2) == 0
+    assert samples_axis((70, 2, 32), 2) == 1  # tokens first
+    assert samples_axis((70, 32), 2) is None  # all samples in one sequence
+    assert samples({0: torch.zeros(2, 4), "timestep": torch.zeros(3)}) == 2
+    assert samples({"x": [torch.zeros(4, 8)] * 3, "t": torch.zeros(3)}) == 3
+    assert samples({"timestep": torch.zeros(1), "hidden_states": torch.zeros(4, 8)}) == 4
+
+
+def test_tokens_first_is_the_same_as_samples_first() -> None:
+    parts = [torch.randn(3, 4, 5) for _ in range(3)]
+    found = []
+    for axis in (0, 1):
+        anchors = RowAnchors([parts[0].movedim(0, axis)], 0, 1, axis)
+        anchors.renew([True, False, True], [parts[1].movedim(0, axis)], 1)
+        anchors.renew([True, True, False], [parts[2].movedim(0, axis)], 2)
+        found.append(anchors.forecast(Taylor(1), 4)[0].movedim(axis, 0))
+    assert torch.equal(*found)
+    change = [relative_change(parts[1].movedim(0, axis), parts[0].movedim(0, axis), axis) for axis in (0, 1)]
+    assert torch.allclose(*change)
+    together = relative_change(parts[1], parts[0], None)
+    assert together.item() == pytest.approx(((parts[1] - parts[0]).abs().mean() / parts[0].abs().mean()).item())
+
+
 def test_change_is_relative_and_by_row() -> None:
     before = torch.tensor([[[1.0, -1.0]], [[2.0, 2.0]], [[0.0, 0.0]]])
     now = torch.tensor([[[1.5, -1.5]], [[2.0, 2.0]], [[1.0, 0.0]]])
-    assert relative_change(now, before).tolist() == [0.5, 0.0, math.inf]
+    assert relative_change(now, before, 0).tolist() == [0.5, 0.0, math.inf]
 
 
 @FAMILIES
@@ -241,6 +266,64 @@ def test_unets_are_refused_and_left_alone(name: str) -> None:
     with pytest.raises(ValueError, match=r"UNet2DConditionModel is a UNet.*method='taylorseer'"):
         accelerate_pipeline(pipe, "first_block")
     assert same(before, traces(pipe, pipe.unet))
+
+
+# How the last block's output begins in the first one's: tensor by tensor, or joined, text before picture.
+JOINED = ("Flux2Transformer2DModel", "ChromaTransformer2DModel", "HiDreamImageTransformer2DModel")
+APART = (
+    "CogVideoXTransformer3DModel",
+    "ErnieImageTransformer2DModel",
+    "Kandinsky5Transformer3DModel",
+    "LTX2VideoTransformer3DModel",
+    "Lumina2Transformer2DModel",
+    "SD3Transformer2DModel",
+    "WanVACETransformer3DModel",
+    "ZImageTransformer2DModel",
+)
+
+
+@pytest.mark.parametrize("name", [*JOINED, *APART])
+def test_skipped_blocks_add_what_they_added_before(name: str) -> None:
+    """On every skipped step: last(now) = first(now) + last(before) - first(before), in networks of many shapes."""
+    found, steps = specimen(name), 5
+    plain = [found.run(step, steps) for step in range(steps)]
+    with accelerate(found.network, FirstBlock(math.inf, max_skipped=1), steps=steps) as acceleration:
+        seen: list[list[Any]] = []
+        first, last = acceleration._sessions[name].sites
+        handles = [site.owner.register_forward_hook(lambda *call: seen.append(call[-1])) for site in (first, last)]
+        results = [found.run(step, steps) for step in range(steps)]
+        assert acceleration.plan.computed() == [0, 2, 4]
+    for handle in handles:
+        handle.remove()
+    firsts, lasts = ([_tensors(output) for output in seen[i::2]] for i in (0, 1))
+    for step, (result, full) in enumerate(zip(results, plain, strict=True)):
+        equal = [torch.equal(a, b) for a, b in zip(result, full, strict=True)]
+        assert all(equal) if step % 2 == 0 else not any(equal)
+        begin, before = (
+            [torch.cat(firsts[i], 1)] if name in JOINED else firsts[i][-len(lasts[i]) :] for i in (step, step // 2 * 2)
+        )
+        for now, last_before, a, b in zip(lasts[step], lasts[step // 2 * 2], begin, before, strict=True):
+            assert torch.allclose(now, a + last_before - b, atol=1e-5 * float(now.abs().max()))
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in (output if isinstance(output, tuple) else [output]) if isinstance(leaf, Tensor)]
+
+
+def test_compiled_blocks_are_skipped_and_a_compiled_network_is_refused() -> None:
+    pipe = accelerate_pipeline(tiny.flux(), "first_block", threshold=THRESHOLD["flux"])
+    expected = tiny.run_flux(pipe)
+    plan = pipe.acceleration.plan
+    pipe.acceleration.remove()
+    for block in pipe.transformer.transformer_blocks:
+        block.compile(backend="eager", fullgraph=True)
+    accelerate_pipeline(pipe, "first_block", threshold=THRESHOLD["flux"])
+    assert torch.allclose(tiny.run_flux(pipe), expected, atol=1e-4)
+    assert pipe.acceleration.plan == plan
+    other = tiny.flux()
+    other.transformer.compile(backend="eager")
+    with pytest.raises(ValueError, match=r"compiled as a whole.*compile_repeated_blocks\(\)"):
+        accelerate_pipeline(other, "first_block")
 
 
 class Shrinking(nn.Module):
