@@ -17,9 +17,6 @@ from tests.zoo_config_hints import CONFIGS
 from tests.zoo_input_hints import ARGUMENTS
 from tests.zoo_inputs import Inputs
 
-# What cannot be built or run at toy size, and why.
-UNBUILDABLE: dict[str, str] = {}
-
 
 @dataclass(frozen=True)
 class Specimen:
@@ -28,13 +25,10 @@ class Specimen:
     network: nn.Module
     inputs: Inputs
 
-    def run(self, step: int, steps: int, still: bool = False) -> list[Tensor]:
-        """The tensors that a call returns at one step; `still` gives the latents of the first step, at this time."""
-        arguments = self.inputs(step, steps)
-        if still:
-            arguments |= {name: value for name, value in self.inputs(0, steps).items() if name not in self.inputs.times}
+    def run(self, step: int, steps: int) -> list[Tensor]:
+        """The tensors that a call returns at one step."""
         with torch.no_grad():
-            return tensors(self.network(**arguments))
+            return tensors(self.network(**self.inputs(step, steps)))
 
 
 def tensors(output: Any) -> list[Tensor]:

@@ -1,0 +1,38 @@
+"""What the sweep over all denoiser classes found out about some of them. `tests/test_sweep.py` checks every line."""
+
+from __future__ import annotations
+
+# Networks that cannot be built or run at toy size, and why.
+UNBUILDABLE: dict[str, str] = {}
+
+# Networks that are not told the time: a loop of one's own cannot say where a step ends.
+TIMELESS: dict[str, str] = {"UVit2DModel": "its forward takes no timestep"}
+
+# Levels that one would expect to fit, and what the error that refuses them says.
+UNFIT: dict[tuple[str, str], str] = {
+    ("Kandinsky3UNet", "deep"): "no deep site was found",
+    ("SanaWMLTX2RefinerTransformer3DModel", "sublayer"): "did not call transformer_blocks.0.audio_attn1",
+    ("StableCascadeUNet", "deep"): "no deep site was found",
+    ("UNetControlNetXSModel", "deep"): "ran up_blocks.3.attentions.1 after the last site",
+    ("UniDiffuserModel", "block"): "did not call transformer.transformer_out_blocks.0",
+    ("UniDiffuserModel", "model"): "did not call transformer.transformer_out_blocks.0",
+    ("WuerstchenDiffNeXt", "deep"): "no deep site was found",
+}
+
+# What runs in skipped steps beside projections and norms: attention, feed-forward and residual layers that prepare
+# text, time or latents for the chain of blocks, or lie beside it.
+PREPARING: dict[str, tuple[str, ...]] = {
+    "BriaFibo2Transformer2DModel": ("perceiver",),
+    "GlmImageTransformer2DModel": ("glyph_projector", "prior_projector"),
+    "HunyuanDiT2DModel": ("time_extra_emb",),
+    "HunyuanImageTransformer2DModel": ("context_embedder",),
+    "HunyuanVideo15Transformer3DModel": ("context_embedder",),
+    "HunyuanVideoFramepackTransformer3DModel": ("context_embedder",),
+    "HunyuanVideoTransformer3DModel": ("context_embedder",),
+    "I2VGenXLUNet": ("image_latents_temporal_encoder", "transformer_in"),
+    "Kandinsky3UNet": ("add_time_condition",),
+    "Krea2Transformer2DModel": ("text_fusion",),
+    "MochiTransformer3DModel": ("time_embed",),
+    "UNet3DConditionModel": ("transformer_in",),
+    "WanAnimateTransformer3DModel": ("face_adapter", "motion_encoder"),
+}
