@@ -1,4 +1,4 @@
-"""The denoiser's training loop: flow matching by wall time, resumable, for any model that predicts a velocity."""
+"""The denoiser's training loop: by wall time, resumable, for any model and any objective."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffaccel.pipelines.bundled.digits.data import Renderer
+from diffaccel.pipelines.bundled.digits.objective import Objective, flow_matching
 from diffaccel.pipelines.bundled.digits.vae import latents_of
 
-Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Noisy data, times [B] and conditions [B] to what the objective wants predicted."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Recipe:
         decay: share of the time, at the end, over which the learning rates fall linearly to zero.
         ema: decay of the exponential moving average of the weights, which is what ships.
         drop: share of the captions replaced by the empty prompt.
-        sigma_mean: noise levels are ``sigmoid(sigma_mean + sigma_std * normal)``.
+        sigma_mean: noise levels, as the logarithm of the noise's share over the data's, are
+            ``sigma_mean + sigma_std * normal``.
         sigma_std: see ``sigma_mean``.
         seed: of initialisation, data and noise.
     """
@@ -92,8 +95,15 @@ class LatentRenderer:
 class Trainer:
     """Model, optimizers, average and clock of one training; saved and resumed as a whole."""
 
-    def __init__(self, model: nn.Module, matrices: list[nn.Parameter], recipe: Recipe, folder: Path) -> None:
-        self.model, self.recipe, self.folder = model, recipe, folder
+    def __init__(
+        self,
+        model: nn.Module,
+        matrices: list[nn.Parameter],
+        recipe: Recipe,
+        folder: Path,
+        objective: Objective = flow_matching,
+    ) -> None:
+        self.model, self.recipe, self.folder, self.objective = model, recipe, folder, objective
         known = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in model.parameters() if id(parameter) not in known]
         self.muon = torch.optim.Muon(matrices, lr=recipe.muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
@@ -142,13 +152,14 @@ class Trainer:
             self.ema.restore(self.model.parameters())
             self.model.train()
 
-    def step(self, velocity: Velocity, latents: Tensor, rows: Tensor) -> float:
-        """One optimisation step on tokens [B, T, D] with caption rows [B]; returns the loss."""
+    def step(self, denoiser: Denoiser, latents: Tensor, rows: Tensor) -> float:
+        """One optimisation step on latents [B, ...] with conditions [B], rows of captions or classes; the loss."""
         recipe = self.recipe
         noise = torch.randn_like(latents)
-        sigma = torch.sigmoid(recipe.sigma_mean + recipe.sigma_std * torch.randn(len(latents)))
-        noisy = torch.lerp(latents, noise, sigma[:, None, None])
-        loss = F.mse_loss(velocity(noisy, sigma, rows), noise - latents)
+        level = recipe.sigma_mean + recipe.sigma_std * torch.randn(len(latents))
+        given = self.objective(latents, noise, level)
+        errors = F.mse_loss(denoiser(given.noisy, given.time, rows), given.target, reduction="none")
+        loss = (errors.flatten(1).mean(1) * given.weight).mean()
         rate = recipe.rate(self.seconds / (60 * recipe.minutes))
         for optimizer, peak in ((self.muon, recipe.muon), (self.adamw, recipe.adamw)):
             optimizer.zero_grad(set_to_none=True)
@@ -173,8 +184,8 @@ class Trainer:
         """Train until the recipe's minutes are over, counting the minutes before a resume.
 
         Args:
-            draw: batch size to tokens [B, T, D] and caption rows [B].
-            empty: the row of the empty prompt.
+            draw: batch size to latents [B, ...] and conditions [B], rows of captions or classes.
+            empty: the condition that stands for none.
             judge: measures the model; called with the averaged weights, its time is not counted.
             save_every: seconds between checkpoints.
             judge_every: seconds between measurements, which are logged.

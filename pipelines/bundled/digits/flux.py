@@ -133,18 +133,3 @@ def call_defaults(guidance: float) -> dict[str, object]:
         "true_cfg_scale": guidance,
         "negative_prompt": "",
     }
-
-
-@torch.no_grad()
-def generate(
-    pipeline: FluxPipeline, prompts: list[str], steps: int, guidance: float, seed: int, batch: int = 64
-) -> Tensor:
-    """Pictures [N, 3, 32, 32] in -1..1, one per prompt; picture n starts from the n-th noise of generator ``seed``."""
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for start in range(0, len(prompts), batch):
-        chunk = prompts[start : start + batch]
-        arguments = call_defaults(guidance) | {"num_inference_steps": steps}
-        parts.append(pipeline(chunk, generator=generator, output_type="pt", **arguments).images)
-    return torch.cat(parts).float() * 2 - 1

@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, FluxPipeline
+from diffusers import AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
-from diffaccel.pipelines.bundled.digits.captions import EMPTY, mixed_scenes, scenes
-from diffaccel.pipelines.bundled.digits.checker import DigitsChecker, accuracy, train_checker
+from diffaccel.pipelines.bundled.digits.captions import EMPTY, scenes
+from diffaccel.pipelines.bundled.digits.checker import DigitsChecker, train_checker
 from diffaccel.pipelines.bundled.digits.data import Renderer, scene_table
 from diffaccel.pipelines.bundled.digits.denoiser import LatentRenderer, Recipe, Trainer
 from diffaccel.pipelines.bundled.digits.flux import (
@@ -25,12 +25,16 @@ from diffaccel.pipelines.bundled.digits.flux import (
     TextParts,
     assemble,
     build_transformer,
-    generate,
+    call_defaults,
     hidden_matrices,
     pack,
 )
+from diffaccel.pipelines.bundled.digits.sampling import judge
 from diffaccel.pipelines.bundled.digits.text import train_text
 from diffaccel.pipelines.bundled.digits.vae import train_vae
+
+GUIDANCE = 2.5
+"""The guidance scale recommended to users; see the model card for the rates without it."""
 
 
 def prepare(output: Path, channels: int) -> None:
@@ -66,19 +70,6 @@ def build_trainer(output: Path, text: TextParts, channels: int, recipe: Recipe) 
     return Trainer(model, hidden_matrices(model.transformer), recipe, output / "denoiser"), model
 
 
-def judge(pipeline: FluxPipeline, checker: DigitsChecker, pairs: int = 96, steps: int = 14) -> dict[str, float]:
-    """Quick rates on held-out prompts, single and pairs, without and with guidance, for following a training."""
-    expected = scenes("held-out", 1) + [scene for scene in mixed_scenes("held-out") if scene.layout][:pairs]
-    prompts, single = [scene.caption for scene in expected], len(scenes("held-out", 1))
-    result: dict[str, float] = {}
-    for guidance in (1.0, 2.5):
-        images = generate(pipeline, prompts, steps, guidance, seed=0)
-        for name, part in (("one", slice(single)), ("two", slice(single, None))):
-            rates = accuracy(checker, images[part], expected[part])
-            result |= {f"{name} {key}@{guidance:g}": rate for key, rate in rates.items()}
-    return result
-
-
 def train(output: Path, recipe: Recipe, channels: int) -> None:
     """All stages; see the module's description."""
     prepare(output, channels)
@@ -94,7 +85,7 @@ def train(output: Path, recipe: Recipe, channels: int) -> None:
         drawn, rows = latents.batch(table, size)
         return pack(drawn), rows
 
-    trainer.fit(draw, len(table), lambda: judge(pipeline, checker))
+    trainer.fit(draw, len(table), lambda: judge(pipeline, checker, call_defaults, GUIDANCE))
 
 
 def main() -> None:
