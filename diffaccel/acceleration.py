@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from diffaccel.session import Session
 from diffaccel.watch import check_free
 
 Pipeline = TypeVar("Pipeline")
+Chosen = str | Path | Method | Any  # what stands for a method; Any for the configurations of diffusers
 
 
 class Acceleration:
@@ -54,7 +56,11 @@ class Acceleration:
 
     @property
     def plan(self) -> Plan:
-        """The plan of the last run; before the first, that of a run with the pipeline's default number of steps."""
+        """The plan of the last run; before the first, that of a run with the pipeline's default number of steps.
+
+        Raises:
+            NotPlannedError: before the first run, of a method that decides while it runs.
+        """
         session = next(iter(self._sessions.values()))
         return session.plan or self.method.plan(session.sites, self._expected_steps())
 
@@ -102,14 +108,16 @@ class Acceleration:
         return "\n".join(str(session.report()) for session in self._sessions.values())
 
 
-def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **options: Any) -> Pipeline:
+def accelerate_pipeline(pipe: Pipeline, method: Chosen = "taylorseer", **options: Any) -> Pipeline:
     """Accelerate a diffusers pipeline in place.
 
     `pipe.acceleration` then holds the handle: `.plan`, `.report()`, `.remove()`.
 
     Args:
         pipe: a diffusers pipeline with a scheduler and a transformer or UNet.
-        method: a name in `diffaccel.METHODS`, which takes the preset of the pipeline's class, or an instance.
+        method: a name in `diffaccel.METHODS`, which takes the preset of the pipeline's class; a word in
+            `diffaccel.SPEEDS`; a file of `diffaccel.save_config`; diffusers' `TaylorSeerCacheConfig` or
+            `FirstBlockCacheConfig`; or an instance.
         **options: fields of the method, such as `interval=6`.
 
     Returns:
@@ -117,8 +125,10 @@ def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **o
 
     Raises:
         TypeError: no diffusers pipeline, or an option the method does not have.
-        ValueError: an unknown method or value, a network that is accelerated already or has no site, or a calibration
-            that is missing or of another pipeline. The pipeline is as it was before.
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown method or value, a network that is accelerated already or has no site, a configuration
+            that cannot be had here, or a calibration that is missing or of another pipeline. The pipeline is as it was
+            before.
     """
     if isinstance(pipe, nn.Module):
         raise TypeError(
@@ -134,12 +144,12 @@ def accelerate_pipeline(pipe: Pipeline, method: str | Method = "taylorseer", **o
     return pipe
 
 
-def accelerate(module: nn.Module, method: str | Method = "taylorseer", *, steps: int, **options: Any) -> Acceleration:
+def accelerate(module: nn.Module, method: Chosen = "taylorseer", *, steps: int, **options: Any) -> Acceleration:
     """Accelerate a bare network that a loop of your own calls `steps` times a run, with a timestep among its arguments.
 
     Args:
         module: the network.
-        method: a name in `diffaccel.METHODS`, or an instance.
+        method: as for `accelerate_pipeline`; presets are those of pipelines, so a name has the defaults.
         steps: timesteps a run visits.
         **options: fields of the method.
 
