@@ -16,6 +16,7 @@ from diffaccel import SPEEDS, FirstBlock, Fitted, HyCa, Plan, TaylorSeer, accele
 from diffaccel.calibration import Calibration, find
 from diffaccel.cli import main
 from diffaccel.methods import resolve, written_out
+from diffaccel.methods.auto import Auto
 from diffaccel.methods.spelling import label
 from tests import tiny
 from tests.test_contract import calibration
@@ -55,6 +56,7 @@ def written(folder: Path, content: str, name: str = "config.yaml") -> Path:
         HyCa(clusters=8, strict=True),
         Fitted(ridge=1e-6, feedback=0.25, schedule="even"),
         Fitted(schedule=Plan.every(3, 10), computed=4),
+        Auto(speedup=2.5, prompts=["a fox", 7], call={"guidance": 3.5, "height": 64}),
     ],
     ids=written_out,
 )

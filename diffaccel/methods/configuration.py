@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffaccel.methods import METHODS, Method
+from diffaccel.methods.auto import Auto
 from diffaccel.methods.cache_dit import from_cache_config
 from diffaccel.methods.checks import nearest
 from diffaccel.methods.speeds import SPEEDS
@@ -25,7 +26,7 @@ def save_config(what: Any, path: str | Path) -> None:
     Args:
         what: a method, the acceleration of a pipeline (`pipe.acceleration`) or an accelerated pipeline. Of a
             calibration its path is written, relative to the file, or its prompts; one that lies in the pipeline's own
-            folder is found there again.
+            folder is found there again. Of `auto` the method that was chosen is written, if one was.
         path: ends in .json, .yaml or .yml, which decides the format.
 
     Raises:
@@ -34,6 +35,8 @@ def save_config(what: Any, path: str | Path) -> None:
     """
     path = _checked(path)
     method = getattr(getattr(what, "acceleration", what), "method", what)
+    if isinstance(method, Auto) and method.evaluations is not None:
+        method = method.chosen
     data = _as_data(method, path.parent)
     if path.suffix == ".json":
         path.write_text(json.dumps(data, indent=1) + "\n")
@@ -112,18 +115,21 @@ def _plain(name: str, value: Any, folder: Path) -> Any:
         if value.source is None and not value.found:
             raise ValueError(_IN_NO_FILE)
         value = value.source
-    if name == "calibration" and isinstance(value, str | Path):
+    if name in _PATHS and isinstance(value, str | Path):
         try:
             return os.path.relpath(Path(value), folder)
         except ValueError:  # another drive
             return str(Path(value).resolve())
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Sequence) and all(isinstance(item, str) for item in value):
+    if isinstance(value, Mapping):
+        return {str(key): _plain(f"{name}[{key!r}]", item, folder) for key, item in value.items()}
+    if isinstance(value, Sequence) and all(isinstance(item, str | int) for item in value):
         return list(value)
     raise ValueError(_IN_NO_FILE if name == "calibration" else f"{name}={value!r} cannot be written to a file")
 
 
+_PATHS = ("calibration", "choice", "save")  # options that name files, which are written relative to the configuration
 _IN_NO_FILE = (
     "this calibration is in no file: write it with its trace's save(path), give the method calibration=path, and save "
     "the configuration then"
@@ -177,7 +183,7 @@ def _option(name: str, annotation: str, value: Any, folder: Path) -> Any:
     kinds = [_KINDS.get(part) for part in annotation.split(" | ") if part != "Calibration"]
     if None not in kinds and not any(kind[0](value) for kind in kinds if kind):
         raise ValueError(f"{name} must be {' or '.join(kind[1] for kind in kinds if kind)}, got {value!r}")
-    if name == "calibration" and isinstance(value, str):
+    if name in _PATHS and isinstance(value, str):
         return str(folder / value)
     if "Plan" in annotation and _is_plan(value):
         return _plan(name, value)
