@@ -13,6 +13,9 @@ import torch
 import yaml
 
 from diffaccel import SPEEDS, FirstBlock, Fitted, HyCa, Plan, TaylorSeer, accelerate_pipeline, load_config, save_config
+from diffaccel.auto.choice import Choice, Conditions, Plain, Speed
+from diffaccel.auto.quality import Quality
+from diffaccel.auto.search import Target
 from diffaccel.calibration import Calibration, find
 from diffaccel.cli import main
 from diffaccel.methods import resolve, written_out
@@ -137,6 +140,29 @@ def test_a_calibration_of_the_pipelines_own_folder_is_not_written(tmp_path: Path
     prompts = ["a fox", "a car"]
     save_config(Fitted(calibration=Calibration({}, source=prompts, found=True)), tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == Fitted(calibration=prompts)
+
+
+def test_of_auto_what_was_chosen_is_saved(tmp_path: Path) -> None:
+    method = TaylorSeer(3, schedule=Plan.at([0, 1, 4], 8))
+    quality, speed = Quality(40.0, 39.0, 41.0, 37.0, 8), Speed(2.5, 2.4, 2.6, 5, "wall", 1)
+    choice = Choice(
+        target=Target(speedup=2.5),
+        name="taylorseer:interval=3",
+        method=method,
+        plan=method.plan([], 8),
+        quality=quality,
+        speed=speed,
+        plain=Plain(3, quality, speed),
+        conditions=Conditions("FluxPipeline", 8, 8, {}, {}, "cpu"),
+        contention=1.0,
+        tried=[],
+        environment={},
+    )
+    save_config(Auto(choice=choice), tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == method
+    save_config(Auto(choice=tmp_path / "choice.json"), tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"method": "auto", "choice": "choice.json"}
+    assert load_config(tmp_path / "config.yaml") == Auto(choice=str(tmp_path / "choice.json"))
 
 
 def test_a_calibration_in_no_file_is_refused(tmp_path: Path) -> None:
