@@ -61,7 +61,7 @@ class GatedSession(Session):
                 f"this {type(network).__name__} is compiled as a whole, and first_block decides between its blocks: "
                 "compile the blocks instead (network.compile_repeated_blocks()), or use method='taylorseer'"
             )
-        return _ends(network)
+        return ends(network)
 
     def attach(self) -> None:
         """Put sites, idle modules and hooks in place."""
@@ -198,7 +198,7 @@ class GatedSession(Session):
             )
 
 
-def _ends(network: nn.Module) -> list[Site]:
+def ends(network: nn.Module) -> list[Site]:
     """The first and the last block of a transformer, with the blocks between, which only the last one needs."""
     kind = type(network).__name__
     if hasattr(network, "down_blocks") and hasattr(network, "up_blocks"):

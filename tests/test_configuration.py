@@ -342,6 +342,18 @@ def test_words_and_files_on_the_command_line(
 def test_first_block_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "flux-digits", "--method", "first_block:threshold=0.1"]) == 0
     assert "decides while it runs which steps are computed" in capsys.readouterr().out
+    # What the first block added is kept as well, beside one anchor of each order.
+    assert main(["info", "flux-digits", "--method", "first_block:order=1", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    level = found["networks"]["transformer"]["levels"]["model"]
+    assert (found["plan"], found["anchors"], level["bytes"]) == (None, 3, 3 * level["bytes_per_anchor"])
+
+
+def test_the_level_of_lite_mode_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "flux-digits", "--method", "taylorseer:level=output", "--json", "-"]) == 0
+    level = json.loads(capsys.readouterr().out)["networks"]["transformer"]["levels"]["output"]
+    assert level["sites"] == ["proj_out"]
+    assert level["bytes_per_anchor"] > 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from diffaccel.commands import Answer, UsageError, check_json, show_progress, si
 from diffaccel.commands.method import computed_steps, method_of
 from diffaccel.commands.text import render, table
 from diffaccel.methods import Method, written_out
-from diffaccel.methods.first_block import NotPlannedError
+from diffaccel.methods.first_block import FirstBlock, NotPlannedError
 from diffaccel.pipelines.source import call_defaults, locate, read_json
 from diffaccel.report import format_bytes
 
@@ -83,7 +83,7 @@ def describe(network: nn.Module, method: Method, shape: Shape) -> dict[str, Any]
     except NotImplementedError as error:
         inputs, unpredicted = {}, str(error)
     levels: dict[str, Any] = {}
-    for level in LEVELS:
+    for level in dict.fromkeys((*LEVELS, method.level)):
         try:
             found = sites(network, level)
         except ValueError:
@@ -91,9 +91,9 @@ def describe(network: nn.Module, method: Method, shape: Shape) -> dict[str, Any]
             continue
         levels[level] = {"sites": [site.name for site in found]}
         if unpredicted is None:
-            anchors = method.order + 1
             one = footprint(network, inputs, level)
-            levels[level] |= {"features": one.features, "bytes_per_anchor": one.bytes, "bytes": one.bytes * anchors}
+            levels[level] |= {"features": one.features, "bytes_per_anchor": one.bytes}
+            levels[level] |= {"bytes": one.bytes * held_anchors(method)}
     return {
         "class": type(network).__name__,
         "parameters": sum(p.numel() for p in parameters),
@@ -109,11 +109,13 @@ def plan_data(network: nn.Module, method: Method, steps: int) -> dict[str, Any]:
     Raises:
         UsageError: the network has no site at the method's level.
     """
+    from diffaccel.gate import ends
     from diffaccel.sites import sites
 
     result = {"method": written_out(method), "level": method.level, "order": method.order, "steps": steps}
+    result |= {"anchors": held_anchors(method)}
     try:
-        found = sites(network, method.level)
+        found = ends(network) if isinstance(method, FirstBlock) else sites(network, method.level)
         plan = method.plan(found, steps)
     except NotPlannedError as error:
         nothing: dict[str, Any] = dict.fromkeys(("plan", "computed", "bound"))
@@ -123,6 +125,11 @@ def plan_data(network: nn.Module, method: Method, steps: int) -> dict[str, Any]:
     rows = [plan.computed(i) for i in range(len(plan.rows))]
     result |= {"plan": rows, "chosen": getattr(method, "schedule", None) == "best"}
     return result | {"computed": computed_steps(plan), "bound": plan.bound, "plan_text": str(plan)}
+
+
+def held_anchors(method: Method) -> int:
+    """Most features a site keeps; of first_block one may be smaller, what the first block added."""
+    return method.order + 1 + isinstance(method, FirstBlock)
 
 
 def as_text(data: dict[str, Any], names: bool) -> str:
@@ -142,7 +149,7 @@ def as_text(data: dict[str, Any], names: bool) -> str:
 def _network(name: str, network: dict[str, Any], data: dict[str, Any]) -> str:
     size = f"{network['parameters'] / 1e6:.1f} M parameters, {format_bytes(network['weight_bytes'])}"
     lines = [f"{name}: {network['class']}, {size} in {data['dtype']}"]
-    known, anchors = network["unpredicted"] is None, data["order"] + 1
+    known, anchors = network["unpredicted"] is None, data["anchors"]
     held = f"{anchors} anchors, order {data['order']}" if anchors > 1 else "1 anchor, order 0"
     found = table("level", "sites", *(("features", "one anchor", held) if known else ()))
     for level, entry in network["levels"].items():
