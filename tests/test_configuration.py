@@ -20,7 +20,7 @@ from diffaccel.calibration import Calibration, find
 from diffaccel.cli import main
 from diffaccel.methods import resolve, written_out
 from diffaccel.methods.auto import Auto
-from diffaccel.methods.spelling import label
+from diffaccel.methods.spelling import label, parse_method
 from tests import tiny
 from tests.test_contract import calibration
 
@@ -324,6 +324,8 @@ def test_words_in_errors_and_tables() -> None:
     assert label(TaylorSeer(4, 2), {"level": "block"}, "taylorseer") == "TaylorSeer N=4 O=2 level=block"
     assert label(TaylorSeer(4, 2), {}, "here/config.yaml") == "here/config.yaml, TaylorSeer N=4 O=2"
     assert label(FirstBlock(0.1), {}, "first_block") == "FirstBlock R=0.1 O=0"
+    name, options = parse_method("first_block:threshold=inf,max_skipped=2")
+    assert resolve(name, "FluxPipeline", options) == FirstBlock(math.inf, max_skipped=2)
 
 
 @pytest.mark.parametrize("name", ["fast", "config.yaml"])

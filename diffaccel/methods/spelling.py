@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a method written as `taylorseer:interval=5,order=2,level=sublayer`.
 
     The name may be a word such as `fast`, or a file such as `config.yaml`.
-    Values are numbers, `true`, `false`, `none`, or else words.
+    Values are numbers, `inf`, `true`, `false`, `none`, or else words.
 
     Raises:
         ValueError: it is not written like this.
@@ -46,7 +47,7 @@ def label(method: Any, stated: Mapping[str, Any], name: str = "") -> str:
 
 
 def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
+    words = {"true": True, "false": False, "none": None, "inf": math.inf}
     if text.lower() in words:
         return words[text.lower()]
     try:
