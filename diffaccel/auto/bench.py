@@ -79,7 +79,7 @@ class Bench:
             recorders = {level: stack.enter_context(recording(self.pipe, level)) for level in levels}
             self._draw(self.learnt, Candidate.full(self.steps), "recording")
         traces = {level: recorder.trace() for level, recorder in recorders.items()}
-        notes = {"responses": responses(self.pipe.scheduler)}
+        notes = {"responses": responses(self.pipe.scheduler, answered=True)}
         return {level: Calibration({t.steps: replace(t, notes=notes)}) for level, t in traces.items()}
 
     def judge(self, candidate: Candidate) -> Quality:
@@ -100,9 +100,9 @@ class Bench:
     def time_plain(self, share: float, rounds: int) -> tuple[int, Timed]:
         """The plain run of fewer steps that takes this part of the full run's time, or a little less, and its time."""
         steps = min(self.steps - 1, max(1, round(share * self.steps)))
-        timed = self.time(Candidate.fewer(steps), rounds)
-        equal = timing.guess_equal_steps({self.steps: 1.0, steps: timed.share}, share, self.steps - 1)
-        return (steps, timed) if equal == steps else (equal, self.time(Candidate.fewer(equal), rounds))
+        pilot = self.time(Candidate.fewer(steps), timing.PILOT_ROUNDS)
+        equal = timing.guess_equal_steps({self.steps: 1.0, steps: pilot.share}, share, self.steps - 1)
+        return equal, self.time(Candidate.fewer(equal), rounds)
 
     def _draw(self, subject: Subject, candidate: Candidate, title: str) -> Tensor:
         """All pictures of a subject by a candidate."""

@@ -159,7 +159,8 @@ class Choice:
         ]
         if self.contention >= BUSY:
             lines.append(
-                f"The machine had other work ({self.contention:.1f}): measure the speed-up anew when it is idle."
+                f"The machine was busy with other work (factor {self.contention:.1f}): the speed-up may be another "
+                "when it is idle."
             )
         return "\n".join(lines)
 

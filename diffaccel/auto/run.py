@@ -18,6 +18,7 @@ from diffaccel.auto.search import Row, choose, cost, nearest, next_trial
 from diffaccel.calibration import Calibration
 from diffaccel.commands.env import environment
 from diffaccel.evaluation.candidates import Candidate
+from diffaccel.evaluation.timing import PILOT_ROUNDS
 from diffaccel.methods import Method
 from diffaccel.trace import recordable
 
@@ -73,7 +74,7 @@ class Search:
         try:
             quality = self.bench.judge(self.candidate(row))
             if not any(other.timed for other in self.table if other.pace == row.pace):
-                self.time(row)
+                self.time(row, PILOT_ROUNDS)  # by which the times of its pace are expected
         except torch.OutOfMemoryError:
             if len({other.level for other in self.table}) == 1:
                 raise
@@ -82,9 +83,9 @@ class Search:
             return
         self.rows[row.name] = replace(self.rows[row.name], quality=quality)
 
-    def time(self, row: Row) -> None:
+    def time(self, row: Row, rounds: int) -> None:
         """Time a candidate beside the full run."""
-        timed = self.timings[row.name] = self.bench.time(self.candidate(row), self.rounds)
+        timed = self.timings[row.name] = self.bench.time(self.candidate(row), rounds)
         self.rows[row.name] = replace(self.rows[row.name], timed=timed.share)
 
     def candidate(self, row: Row) -> Candidate:
@@ -105,13 +106,17 @@ class Search:
                 if row is None and self.target.psnr is not None:
                     break
                 row = row or nearest(self.table, self.target)
-                if row.timed is not None:
+                if self._settled(row):
                     break
-                self.time(row)
+                self.time(row, self.rounds)
         chosen = choose(self.table, self.target)
-        if chosen is None or chosen.timed is None:
+        if chosen is None or not self._settled(chosen):
             raise ValueError(self._failure())
         return chosen
+
+    def _settled(self, row: Row) -> bool:
+        """Whether a candidate was timed as often as asked for."""
+        return row.name in self.timings and len(self.timings[row.name].shares) >= self.rounds
 
     def _failure(self) -> str:
         best = nearest(self.table, self.target)
