@@ -169,7 +169,7 @@ def worked_out(trace: Trace, scheduler: Any) -> Trace:
         }
         for network, sites in trace.networks.items()
     }
-    return replace(trace, notes={**trace.notes, "clusters": groups, "responses": responses(scheduler)})
+    return replace(trace, notes={**trace.notes, "clusters": groups, "responses": responses(scheduler, answered=True)})
 
 
 def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:

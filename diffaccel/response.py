@@ -12,15 +12,21 @@ from torch import Tensor
 _UNIT = 1e-3  # small, so that schedulers that clip what they predict do not
 
 
-def responses(scheduler: Any) -> list[float]:
+def responses(scheduler: Any, answered: bool = False) -> list[float]:
     """The response to each step of a run, by driving a copy of the scheduler with unit outputs.
 
     The samplers of diffusers are linear in the outputs of the network, as long as nothing is clipped. So the response
     to a step is what the sampler makes of an output of 1 there and 0 elsewhere. Noise of samplers that add some is the
     same in all runs and cancels.
 
+    A sampler of predicted noise by itself magnifies what goes wrong early: a wrong picture is taken for noise that was
+    removed, and what is left is scaled up. A network that sees it answers. The best one for data of unit variance
+    answers a latent that is too large by x, of which the share s is noise, with s x more noise. With predicted
+    velocities its answers come to next to nothing.
+
     Args:
         scheduler: with the timesteps of a run set; it is not touched.
+        answered: let such a network answer in all later steps, where noise is predicted.
 
     Returns:
         One number per step, in units of the latent per unit of the output; for flow matching with Euler steps the
@@ -33,19 +39,31 @@ def responses(scheduler: Any) -> list[float]:
     if not steps:
         raise ValueError(f"{type(scheduler).__name__} has no timesteps: run the pipeline once, or call set_timesteps")
     fresh = _copy(scheduler)
-    still = _drive(fresh, None)
-    return [float((_drive(fresh, step) - still) / _UNIT) for step in range(steps)]
+    answers = _answers(fresh) if answered else [0.0] * steps
+    still = _drive(fresh, None, answers)
+    return [float((_drive(fresh, step, answers) - still) / _UNIT) for step in range(steps)]
 
 
-def _drive(scheduler: Any, step: int | None) -> Tensor:
-    """The last latent of a run from 0 whose outputs are small at `step` and 0 elsewhere; by a copy of `scheduler`."""
+def _answers(scheduler: Any) -> list[float]:
+    """How much noise the best network for data of unit variance predicts per unit of its input, at each step."""
+    kept = getattr(scheduler, "alphas_cumprod", None)
+    if kept is None or scheduler.config.get("prediction_type", "epsilon") != "epsilon":
+        return [0.0] * len(scheduler.timesteps)
+    places = scheduler.timesteps.double().clamp(0, len(kept) - 1)
+    noise = (1 - kept.double().cpu()).sqrt()
+    low, high = noise[places.floor().long()], noise[places.ceil().long()]
+    return list(torch.lerp(low, high, places.frac()).tolist())
+
+
+def _drive(scheduler: Any, step: int | None, answers: list[float]) -> Tensor:
+    """The last latent of a run from 0, by a copy of `scheduler`: outputs are small at `step` and 0 elsewhere, and to
+    them comes what the network answers to the latent, as a share of it at each step."""
     fresh, generator = copy.deepcopy(scheduler), torch.Generator().manual_seed(0)
     takes_generator = "generator" in inspect.signature(fresh.step).parameters
     sample = torch.zeros(1, 1, 1, 1)
     for place, time in enumerate(fresh.timesteps):
-        if hasattr(fresh, "scale_model_input"):
-            fresh.scale_model_input(sample, time)
-        output = torch.full_like(sample, _UNIT if place == step else 0.0)
+        seen = fresh.scale_model_input(sample, time) if hasattr(fresh, "scale_model_input") else sample
+        output = torch.full_like(sample, _UNIT if place == step else 0.0) + answers[place] * seen
         more = {"generator": generator} if takes_generator else {}
         sample = fresh.step(output, time, sample, return_dict=False, **more)[0]
     return sample.double().flatten()[0]

@@ -111,6 +111,62 @@ def test_outputs_move_the_last_latent_by_their_responses(scheduler: Any) -> None
     assert (moved - expected).abs().max() <= 2e-3 * expected.abs().max()
 
 
+def test_answers_of_a_network_take_back_what_a_sampler_of_noise_magnifies() -> None:
+    """With x' = x / sqrt(alpha) and r = sqrt((1 - alpha) / alpha), the best network for data of unit variance makes
+    dx'/dr = x' r / (1 + r^2), so x' grows with sqrt(1 + r^2): an error at r ends up by that much smaller."""
+    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(500)
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    r = ((1 - alphas) / alphas).sqrt()
+    last = r[-1]
+    expected = r.diff() * ((1 + last**2) / (1 + r[1:] ** 2)).sqrt() * alphas[-1].sqrt()
+    found = torch.tensor(responses(scheduler, answered=True)[:-1], dtype=torch.float64)
+    assert (found / expected - 1).abs().max() < 0.02
+    alone = torch.tensor(responses(scheduler)[:-1], dtype=torch.float64)
+    assert (alone / expected).abs().max() > 10
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(clip_sample=False),
+        DDPMScheduler(clip_sample=False),
+        DPMSolverMultistepScheduler(),
+        EulerDiscreteScheduler(),
+        PNDMScheduler(skip_prk_steps=True),
+        UniPCMultistepScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_an_answered_output_moves_the_last_latent_by_its_response(scheduler: Any) -> None:
+    """The sampler itself, with the best network for data of unit variance, and one of its outputs changed."""
+    scheduler.set_timesteps(6)
+
+    def last(changed: int | None) -> Tensor:
+        fresh, generator = copy.deepcopy(scheduler), torch.Generator().manual_seed(3)
+        sample = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(4))
+        for place, time in enumerate(fresh.timesteps):
+            seen = fresh.scale_model_input(sample, time)
+            share = (1 - float(fresh.alphas_cumprod[int(time)])) ** 0.5
+            output = share * seen + (1.0 if place == changed else 0.0)
+            more = {"generator": generator} if isinstance(fresh, DDPMScheduler) else {}
+            sample = fresh.step(output, time, sample, return_dict=False, **more)[0]
+        return sample.double()
+
+    still = last(None)
+    for place, expected in enumerate(responses(scheduler, answered=True)):
+        moved = last(place) - still
+        assert (moved - expected).abs().max() <= 5e-3 * max(abs(expected), 0.1), place
+
+
+@pytest.mark.parametrize(
+    "scheduler", [FlowMatchEulerDiscreteScheduler(shift=3.0), DDIMScheduler(prediction_type="v_prediction")]
+)
+def test_networks_that_predict_velocities_do_not_answer(scheduler: Any) -> None:
+    scheduler.set_timesteps(8)
+    assert responses(scheduler, answered=True) == responses(scheduler)
+
+
 def test_clipping_does_not_show() -> None:
     """Schedulers that clip what they predict are taken where they do not."""
     found = []
