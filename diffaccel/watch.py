@@ -82,7 +82,7 @@ class Watch:
             ]
         self._place()
         _ATTACHED.add(self)
-        self.clock.attach(self.network)
+        self.clock.attach(unwrapped(self.network))
 
     def detach(self) -> None:
         """Restore every attribute and drop what was kept."""
