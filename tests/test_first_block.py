@@ -12,6 +12,7 @@ from diffusers import FirstBlockCacheConfig
 from torch import Tensor, nn
 
 from diffaccel import FirstBlock, Plan, accelerate, accelerate_pipeline
+from diffaccel.commands.method import outcome
 from diffaccel.forecast import Hold, Taylor
 from diffaccel.methods.first_block import NotPlannedError
 from diffaccel.residual import relative_change, samples, samples_axis
@@ -181,6 +182,7 @@ def test_branches_are_counted_apart() -> None:
     assert calls[0::2] != calls[1::2]
     assert dict(last.computed) == {"cond": sum(calls[0::2]), "uncond": sum(calls[1::2])}
     assert pipe.acceleration.report().bound == pytest.approx(40 / sum(calls))
+    assert outcome(pipe)["computed"] == f"{sum(calls) / 2:.1f} of 20 steps on average"
     assert pipe.acceleration.plan.computed() == [s for s in range(20) if any(calls[2 * s : 2 * s + 2])]
 
 

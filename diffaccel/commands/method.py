@@ -40,24 +40,24 @@ def short_name(method: Method) -> str:
     return label(method, {})
 
 
-def computed_steps(plan: Plan) -> str:
-    """How much a plan computes: "7 of 28 steps", or the mean where sites differ."""
-    mean = plan.steps / plan.bound
-    return (
-        f"{mean:.0f} of {plan.steps} steps" if len(plan.rows) == 1 else f"{mean:.1f} of {plan.steps} steps on average"
-    )
+def computed_steps(plan: Plan, bound: float | None = None) -> str:
+    """How much a plan computes: "7 of 28 steps", or the mean where sites differ or, by a `bound` of their own, calls."""
+    mean = plan.steps / (bound or plan.bound)
+    alike = len(plan.rows) == 1 and bound in (None, plan.bound)
+    return f"{mean:.0f} of {plan.steps} steps" if alike else f"{mean:.1f} of {plan.steps} steps on average"
 
 
 def outcome(pipe: Any) -> dict[str, Any]:
     """What the acceleration of a pipeline planned and did in the last run, as plain data."""
     acceleration = pipe.acceleration
     plan: Plan = acceleration.plan
+    bound = acceleration.report().bound
     return {
         "method": written_out(acceleration.method),
         "steps": plan.steps,
         "plan": [plan.computed(i) for i in range(len(plan.rows))],
-        "computed": computed_steps(plan),
-        "bound": acceleration.report().bound,
+        "computed": computed_steps(plan, bound),
+        "bound": bound,
         "cache_bytes": sum(acceleration.report(name).memory for name in acceleration.networks),
     }
 

@@ -35,8 +35,8 @@ class FirstBlock:
     Deciding waits for a GPU once a call. Differs from diffusers at batches above 1, where one decision holds for all.
 
     `order=1` is not in the original, and the better one where it was measured: on the bundled flux-digits at 28 steps
-    and one threshold, 50.7 dB to 41.6 with 13 computed steps, 40.3 to 34.7 with 8 (`benchmarks/first_block.json`). There
-    TaylorSeer, which runs no block on skipped steps, is ahead of both: 52.6 dB with 11 computed steps.
+    and one threshold, 50.7 dB to 41.6 with 13 computed steps, 40.3 to 34.7 with 8 (`benchmarks/first_block.json`).
+    There TaylorSeer, which runs no block on skipped steps, is ahead of both: 52.6 dB with 11 computed steps.
 
     Attributes:
         threshold: change up to which a step is skipped; infinity skips whatever the other options allow.
