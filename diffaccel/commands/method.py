@@ -41,7 +41,7 @@ def short_name(method: Method) -> str:
 
 
 def computed_steps(plan: Plan, bound: float | None = None) -> str:
-    """How much a plan computes: "7 of 28 steps", or the mean where sites differ or, by a `bound` of their own, calls."""
+    """How much a plan computes: "7 of 28 steps", or a mean where sites differ or, by the bound of a run, branches."""
     mean = plan.steps / (bound or plan.bound)
     alike = len(plan.rows) == 1 and bound in (None, plan.bound)
     return f"{mean:.0f} of {plan.steps} steps" if alike else f"{mean:.1f} of {plan.steps} steps on average"
