@@ -95,8 +95,10 @@ def traces(network: nn.Module) -> dict[str, int]:
     return found
 
 
+@cache
 def lasting(name: str) -> dict[str, int]:
-    """The traces of a network, but for the attributes that it sets anew in every call."""
+    """The traces of a network that was never accelerated, but for the attributes that it sets in every call."""
+    plain(name)
     before = traces(specimen(name).network)
     specimen(name).run(0, STEPS)
     return {key: value for key, value in traces(specimen(name).network).items() if before.get(key) == value}

@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -20,15 +21,24 @@ _BESIDE = re.compile(r"controlnet|adapter|vae|vocoder|encoder")
 
 
 @cache
-def pipelines() -> dict[str, type[Any]]:
-    """Every pipeline class that diffusers exports and that can be called, by name."""
-    names = [name for name in dir(diffusers) if not name.startswith("_")]
-    found = {name: kind for name in names if inspect.isclass(kind := getattr(diffusers, name))}
+def needing_more() -> dict[str, str]:
+    """Pipeline classes that want packages beyond torch and transformers, installed here or not: name to packages."""
+    found: dict[str, set[str]] = {}
+    for stubs in sorted(Path(inspect.getfile(diffusers)).parent.glob("utils/dummy_*_objects.py")):
+        for name, packages in re.findall(r"class (\w+)\(.*?\n    _backends = \[(.*?)\]", stubs.read_text("utf8")):
+            if "Pipeline" in name:
+                found.setdefault(name, set()).update(re.findall(r'"(\w+)"', packages))
     return {
-        kind.__name__: kind
-        for kind in found.values()
-        if issubclass(kind, DiffusionPipeline) and "__call__" in dir(kind)
+        name: ", ".join(more) for name in sorted(found) if (more := sorted(found[name] - {"torch", "transformers"}))
     }
+
+
+@cache
+def pipelines() -> dict[str, type[Any]]:
+    """Every pipeline class that diffusers exports and that needs no further package, by name."""
+    exported = [getattr(diffusers, name) for name in dir(diffusers) if name not in needing_more()]
+    kinds = [kind for kind in exported if inspect.isclass(kind) and issubclass(kind, DiffusionPipeline)]
+    return {kind.__name__: kind for kind in kinds if "__call__" in dir(kind)}
 
 
 @cache
@@ -40,18 +50,21 @@ def components(pipeline: type[Any]) -> dict[str, tuple[type[nn.Module], ...]]:
 
 
 @cache
+def schedulers(pipeline: type[Any]) -> dict[str, type[Any] | None]:
+    """The schedulers of a pipeline class: component name to the first class its annotation names, None if none."""
+    hints = typing.get_type_hints(pipeline.__init__)
+    names = [name for name in hints if name == "scheduler" or name.endswith("_scheduler")]
+    known = {name: [kind for kind in _classes(hints[name]) if "set_timesteps" in dir(kind)] for name in names}
+    return {name: next(iter(kinds), None) for name, kinds in known.items()}
+
+
+@cache
 def denoisers() -> dict[str, type[nn.Module]]:
     """Every network class that denoises in some pipeline, by name."""
     found = {
         kind.__name__: kind for pipe in pipelines().values() for kinds in components(pipe).values() for kind in kinds
     }
     return dict(sorted(found.items()))
-
-
-def scheduler_of(pipeline: type[Any]) -> type[Any] | None:
-    """The first scheduler class that the annotation of `scheduler` allows, if it names one."""
-    hint = typing.get_type_hints(pipeline.__init__).get("scheduler")
-    return next((kind for kind in _classes(hint) if hasattr(kind, "from_config")), None)
 
 
 def _classes(hint: Any) -> Iterator[type[Any]]:

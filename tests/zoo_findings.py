@@ -36,3 +36,16 @@ PREPARING: dict[str, tuple[str, ...]] = {
     "UNet3DConditionModel": ("transformer_in",),
     "WanAnimateTransformer3DModel": ("face_adapter", "motion_encoder"),
 }
+
+# Pipelines that tests run whole beside the families of `tests/tiny.py`, and the test file that does.
+WHOLE: dict[str, str] = {"FluxImg2ImgPipeline": "test_acceleration.py", "WanPipeline": "test_trace.py"}
+
+# Pipelines in which nothing denoises step by step, or nothing that has a class of its own.
+WITHOUT: dict[str, str] = {
+    "DiffusionGemmaPipeline": "a diffusion language model, any network of transformers",
+    "FluxPriorReduxPipeline": "prepares embeddings, no steps",
+    "LLaDA2Pipeline": "a diffusion language model, any network of transformers",
+    "LTX2LatentUpsamplePipeline": "one pass, no steps",
+    "LTX2VideoDiffusionDecodePipeline": "its decoder denoises within one call",
+    "LTXLatentUpsamplePipeline": "one pass, no steps",
+}
