@@ -28,6 +28,8 @@ logger = logging.getLogger("diffaccel")
 Anchors = deque[tuple[int, Feature]]  # (step, feature), newest first
 Key = tuple[int, str, int]  # site, branch, and which of its calls in a step: some networks run a block repeatedly
 
+_TELLING = (Tensor, str, bool, type(None))  # arguments that tell calls of different kinds apart
+
 
 class Session(Watch):
     """The state of one accelerated network.
@@ -55,11 +57,11 @@ class Session(Watch):
         self._late: str | None = None  # the idle module that ran last, if no site ran after it
         self._anchors: dict[Key, Anchors] = {}
         self._stand_ins: dict[tuple[str, str, int], Any] = {}  # as anchors are, by name of the idle module
-        self._shapes: dict[str, list[torch.Size]] = {}  # of the arguments, by branch
+        self._kinds: dict[str, list[Any]] = {}  # of the call, by branch: shapes of its tensors, flags
         self._computed: Counter[tuple[int, str]] = Counter()
         self._skipped: Counter[tuple[int, str]] = Counter()
         self._weights: dict[tuple[int, tuple[int, ...], int], Any] = {}  # by site, anchor times and time
-        self._steps, self._memory = 0, 0
+        self._steps, self._memory, self._said_unused = 0, 0, False
         self._stopwatch = Stopwatch()
 
     def find(self) -> list[Site]:
@@ -76,7 +78,7 @@ class Session(Watch):
     def forget(self) -> None:
         """Drop all anchors; what was counted and measured stays."""
         self._memory = max(self._memory, self._held())
-        self._anchors, self._stand_ins, self._shapes, self._first = {}, {}, {}, {}
+        self._anchors, self._stand_ins, self._kinds, self._first = {}, {}, {}, {}
         if self.slots is not None:
             self.slots.stand_ins.clear()
 
@@ -113,12 +115,14 @@ class Session(Watch):
         if moment.run != self._run:
             self._begin(moment)
         self._steps = max(self._steps, moment.step + 1)
-        # Anchors of other shapes are of no use: guidance or control switched on or off, or another number of tokens.
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        shapes = [tensor.shape for tensor in tensors]
-        if self._shapes.get(moment.branch) != shapes:
+        # Anchors of another kind of call are of no use: guidance or control switched on or off, another number of
+        # tokens, keys and values gathered in one step and used in the next.
+        leaves = tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        kind = [leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves if isinstance(leaf, _TELLING)]
+        if self._kinds.get(moment.branch) != kind:
             self._anchors = {key: kept for key, kept in self._anchors.items() if key[1] != moment.branch}
-            self._shapes[moment.branch], self._first[moment.branch] = shapes, moment.step
+            self._kinds[moment.branch], self._first[moment.branch] = kind, moment.step
         self._computing = [self._computes(i, moment) for i in range(len(self.sites))]
         self._calls.clear()
         self._late = None
@@ -172,8 +176,23 @@ class Session(Watch):
         self._stopwatch.stop("mixed" if len(computing) > 1 else "computed" if True in computing else "skipped")
         if moment.step == self._first[moment.branch]:
             missed = [site for i, site in enumerate(self.sites) if (i, moment.branch, 0) not in self._anchors]
-            check_reached(self.network, missed, len(self.sites), self.method.level)
+            if len(missed) == len(self.sites):
+                check_reached(self.network, missed, len(self.sites), self.method.level)
+            elif missed:
+                self._say_unused(missed)
             check_last(self.network, self._late, self.method.level)
+
+    def _say_unused(self, missed: list[Site]) -> None:
+        """Say once which sites a network has and does not use, such as those of sound in a run without any."""
+        if not self._said_unused:
+            logger.warning(
+                "%s did not call %d of %d sites, %s first: nothing is forecast there",
+                type(self.network).__name__,
+                len(missed),
+                len(self.sites),
+                missed[0].name,
+            )
+        self._said_unused = True
 
     def at_site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
         """Site `i` as it is installed: compute and keep, or forecast."""

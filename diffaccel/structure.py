@@ -32,6 +32,9 @@ _BRANCHES = (
 # The same for a gated feed-forward layer whose projections lie in the block itself, beside its attention.
 _GATED = ("down_proj", ("gate_proj", "up_proj", "mlp_act"))
 
+# What a layer of a UNet's block is made of, one of each.
+_LAYER_PARTS = {"resnets", "attentions", "temp_convs", "temp_attentions", "motion_modules"}
+
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """The network itself, if `torch.compile(network)` was wrapped around it."""
@@ -95,6 +98,8 @@ def deep_branch(model: nn.Module) -> tuple[Named, tuple[nn.Module, ...]] | None:
         return None
     lists = {kind: part for kind, part in last.named_children() if isinstance(part, nn.ModuleList)}
     rows = [kind for kind in in_order_of_use(last, lists) if len(lists[kind]) == layers]
+    if not set(rows) <= _LAYER_PARTS:  # parts that get other features from below, such as ControlNet-XS's
+        return None
     *leading, (end, module) = [
         (f"{name}.{kind}.{layer}", lists[kind][layer]) for layer in range(layers - 1) for kind in rows
     ]
@@ -143,9 +148,9 @@ def _items(model: nn.Module, name: str) -> list[Named]:
     child = getattr(model, name, None)
     if not isinstance(child, nn.Module):
         return []
-    if not isinstance(child, nn.ModuleList):
+    if not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
         return [(name, child)]
-    return [item for i in range(len(child)) for item in _below(name, _items(child, str(i)))]
+    return [item for inner in child._modules for item in _below(name, _items(child, inner))]
 
 
 def _below(name: str, items: list[Named]) -> list[Named]:

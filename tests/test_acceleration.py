@@ -260,13 +260,24 @@ class HalfUsed(nn.Module):
         return self.blocks[0](x, x, torch.zeros(1, 32))[1]
 
 
-def test_a_site_that_is_never_reached_is_an_error() -> None:
+def test_a_level_of_which_no_site_is_reached_is_an_error() -> None:
     network = HalfUsed()
     with (
-        accelerate(network, "taylorseer", steps=4, level="block"),
+        accelerate(network, "taylorseer", steps=4),
         pytest.raises(RuntimeError, match=r"HalfUsed did not call blocks\.1 in a whole step .*choose another level"),
     ):
         network(torch.zeros(1, 3, 32), 1.0)
+
+
+def test_a_site_that_a_network_does_not_use_is_said_once_and_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    network = HalfUsed()
+    with accelerate(network, "taylorseer", steps=4, level="block", interval=9, warmup=1) as acceleration:
+        with caplog.at_level(logging.WARNING, "diffaccel"):
+            for run in range(2):
+                for time in range(4):
+                    network(torch.full((1, 3, 32), 1.0 + run), float(time))
+        assert [site.skipped for site in acceleration.report().sites] == [{"call 0": 3}, {}]
+    assert caplog.text.count("HalfUsed did not call 1 of 2 sites, blocks.1 first") == 1
 
 
 class Repeating(HalfUsed):
