@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiff
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffaccel import accelerate, accelerate_pipeline
+from diffaccel import accelerate, accelerate_pipeline, load_config, save_config
 from diffaccel.auto import files
 from diffaccel.auto.bench import Bench, quiet
 from diffaccel.auto.choice import Choice
@@ -376,3 +376,16 @@ def test_a_choice_is_a_frozen_record(kept: Path) -> None:
     assert choice.plan == Plan.at(json.loads(kept.read_text())["plan"], STEPS)
     assert choice.method.plan([], STEPS) == choice.plan
     assert len(split(prompts_of(image.load(), None), JUDGED)[0]) == LEARNT
+
+
+def test_a_choice_is_a_configuration(digits: Any, kept: Path, tmp_path: Path) -> None:
+    prompts = bundled.prompts("held-out")[:1]
+    accelerate_pipeline(digits, str(kept))
+    expected = drawn(digits, prompts, [3])
+    save_config(digits.acceleration, tmp_path / "mine.json")
+    digits.acceleration.remove()
+    assert load_config(tmp_path / "mine.json") == Auto(choice=tmp_path / "mine.json")
+    accelerate_pipeline(digits, tmp_path / "mine.json")
+    again = drawn(digits, prompts, [3])
+    digits.acceleration.remove()
+    assert torch.equal(again, expected)

@@ -89,7 +89,7 @@ class Auto:
         """The method that was chosen. Raises ValueError if nothing was yet."""
         from diffaccel.methods import of_network
 
-        method = self._made().method
+        method = self.made.method
         return method if self.network is None else of_network(method, self.network)
 
     @property
@@ -105,7 +105,7 @@ class Auto:
     @property
     def evaluations(self) -> int | None:
         """Evaluations of the network in the runs it was chosen for; None if nothing was chosen yet."""
-        return None if self._open else self._made().conditions.evaluations
+        return None if self._open else self.made.conditions.evaluations
 
     def calibrated(self, pipe: Any) -> Auto:
         """With its choice found or made. Raises as `diffaccel.auto.find.find`."""
@@ -123,7 +123,7 @@ class Auto:
         Raises:
             ValueError: nothing was chosen yet, or for runs of another length.
         """
-        held = self._made().conditions
+        held = self.made.conditions
         if steps != held.evaluations:
             raise ValueError(
                 f"auto chose for {held.evaluations} steps, this run has {steps}: call the pipeline with "
@@ -140,7 +140,9 @@ class Auto:
         """Whether nothing was chosen yet."""
         return self.choice is None or isinstance(self.choice, str | Path)
 
-    def _made(self) -> Choice:
+    @property
+    def made(self) -> Choice:
+        """The choice. Raises ValueError if nothing was chosen yet."""
         if self.choice is None or isinstance(self.choice, str | Path):
             raise ValueError(
                 "auto has chosen nothing yet, since it tries candidates on a pipeline: use "

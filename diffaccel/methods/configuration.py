@@ -26,7 +26,8 @@ def save_config(what: Any, path: str | Path) -> None:
     Args:
         what: a method, the acceleration of a pipeline (`pipe.acceleration`) or an accelerated pipeline. Of a
             calibration its path is written, relative to the file, or its prompts; one that lies in the pipeline's own
-            folder is found there again. Of `auto` the method that was chosen is written, if one was.
+            folder is found there again. Of `auto` the choice is written, if one was made: all that is known of it, with
+            its calibration beside it, as JSON; only the method as YAML.
         path: ends in .json, .yaml or .yml, which decides the format.
 
     Raises:
@@ -36,6 +37,11 @@ def save_config(what: Any, path: str | Path) -> None:
     path = _checked(path)
     method = getattr(getattr(what, "acceleration", what), "method", what)
     if isinstance(method, Auto) and method.evaluations is not None:
+        if path.suffix.lower() == ".json":
+            from diffaccel.auto import files
+
+            files.save(method.made, path)
+            return
         method = method.chosen
     data = _as_data(method, path.parent)
     if path.suffix == ".json":
@@ -51,7 +57,8 @@ def load_config(path: str | Path, pipeline: str = "") -> Method:
 
     Args:
         path: a file of `save_config`, or one written by hand: `method` is a name in `METHODS` or a word in `SPEEDS`,
-            all other keys are options. A file for cache-dit is taken where its `cache_config` can be had here.
+            all other keys are options. A file for cache-dit is taken where its `cache_config` can be had here, and a
+            choice of auto is what it chose.
         pipeline: class name of the pipeline, whose preset holds for options that the file leaves out.
 
     Raises:
@@ -64,6 +71,8 @@ def load_config(path: str | Path, pipeline: str = "") -> Method:
     data = _read(path)
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ValueError(f"{path} must hold names and values, such as method: taylorseer and interval: 4")
+    if {"target", "conditions"} <= data.keys():
+        return Auto(choice=path)
     try:
         return _from_data(data, path.parent, pipeline)
     except ValueError as error:
