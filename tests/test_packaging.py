@@ -23,6 +23,7 @@ SHIPPED_WEIGHTS = {
     "clip_digits": ".safetensors",
     "digits_checker": ".safetensors",
     "digits_renders": ".npz",
+    "dit_digits": ".safetensors",
     "flux_digits": ".safetensors",
 }
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> Answer:
     try:
         source = locate(args.model)
         is_bundled = args.model in bundled.NAMES
-        prompts = read_prompts(args.prompts, is_bundled, args.num, split="train")
+        prompts = read_prompts(args.prompts, args.model, args.num, split="train")
         silence_libraries(progress)
         from diffaccel.pipelines import image
 

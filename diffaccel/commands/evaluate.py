@@ -143,7 +143,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if not writable(output):
         raise UsageError(f"-o {output} cannot be written: choose another place")
     is_bundled = args.model in bundled.NAMES
-    prompts = read_prompts(args.prompts, is_bundled, args.num)
+    prompts = read_prompts(args.prompts, args.model, args.num)
     device = device_of(args.device)
     kind = image.pipeline_class(read_json(source))
     image.check_arguments(kind, list(size_of(args)))

@@ -27,6 +27,7 @@ from diffaccel.commands.method import method_of, outcome, summary
 from diffaccel.commands.model import dtype_of, limit_threads, size_of
 from diffaccel.methods import Method, written_out
 from diffaccel.pipelines.bundled import NAMES as BUNDLED
+from diffaccel.pipelines.bundled import SINGLE
 from diffaccel.pipelines.bundled.digits.captions import Scene
 from diffaccel.pipelines.source import call_defaults, locate, read_json
 
@@ -185,6 +186,8 @@ def output_files(args: argparse.Namespace) -> list[Path]:
 def _warn_of_strange_prompts(args: argparse.Namespace) -> None:
     """The bundled pipelines know captions of one kind only, and draw something for any other prompt, too."""
     for prompt in args.prompts if args.model in BUNDLED else ():
+        if args.model in SINGLE and prompt.isdecimal():  # the number of a class
+            continue
         try:
             Scene.parse(prompt)
         except ValueError as error:

@@ -14,13 +14,13 @@ NUMBER = 64
 
 
 def read_prompts(
-    source: str | None, is_bundled: bool, count: int | None, split: Literal["train", "held-out"] = "held-out"
+    source: str | None, model: str, count: int | None, split: Literal["train", "held-out"] = "held-out"
 ) -> list[str]:
     """As many prompts as asked for; where there are fewer they are repeated, each time with other seeds.
 
     Args:
         source: a file, "bundled", or None for the bundled ones where the model is.
-        is_bundled: whether the model is.
+        model: what the user calls it.
         count: how many; None for 64, or all of a file.
         split: of the bundled prompts.
 
@@ -28,9 +28,9 @@ def read_prompts(
         UsageError: no prompts, or a file that cannot be read.
     """
     if source in (None, "bundled"):
-        if not is_bundled:
+        if model not in bundled.NAMES:
             raise UsageError("prompts are bundled for bundled models only: give --prompts FILE, a prompt a line")
-        prompts = bundled.prompts(split)
+        prompts = bundled.prompts(split, model)
     else:
         prompts = _prompts_in(Path(str(source)))
     count = count or (len(prompts) if source not in (None, "bundled") else NUMBER)

@@ -46,7 +46,7 @@ def metric_names(args: argparse.Namespace) -> list[str]:
     if "clip" in names and not (args.clip_model or is_bundled):
         raise UsageError("--metrics clip needs --clip-model: scores of different CLIP models do not compare")
     if "caption" in names and not (is_bundled or args.images):
-        raise UsageError(f"--metrics caption reads pictures of {' and '.join(bundled.NAMES)} only: leave it out")
+        raise UsageError(f"--metrics caption reads pictures of {', '.join(bundled.NAMES)} only: leave it out")
     return names
 
 
@@ -116,7 +116,8 @@ def _reference(args: argparse.Namespace, extractor: Extractor, is_bundled: bool,
         return Reference()
     name = given
     if given == "bundled":
-        given, name = str(bundled.renders_path()), "renders of held-out handwriting"
+        statistic = bundled.renders_path(args.model) if is_bundled else bundled.renders_path()
+        given, name = str(statistic), "renders of held-out handwriting"
     path = Path(given)
     if path.is_dir():
         return Reference(name, statistics.of(features_of(find(path).files, extractor, progress), extractor.identity))

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
     from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
 
-_FOLDERS = {"flux-digits": "flux_digits"}
+_FOLDERS = {"flux-digits": "flux_digits", "dit-digits": "dit_digits"}
 _CHECKER, _CLIP, _RENDERS = "digits_checker", "clip_digits", "digits_renders"
 
 NAMES = tuple(_FOLDERS)
 """Names of the bundled pipelines."""
+SINGLE = ("dit-digits",)
+"""Those that draw one digit only: their prompts are classes, captions like all others but each a class of its own."""
 
 
 def _folder(folder: str) -> Path:
@@ -43,7 +45,8 @@ def path(name: str = "flux-digits") -> Path:
 def load(name: str = "flux-digits", **kwargs: Any) -> DiffusionPipeline:
     """A bundled pipeline, in float32 unless ``dtype`` says otherwise (the files hold float16).
 
-    Calls need :func:`call_defaults`: ``pipe("a red 7 on a white background", **call_defaults())``.
+    Calls need :func:`call_defaults`: ``pipe("a red 7 on a white background", **call_defaults())``. ``dit-digits`` takes
+    the numbers of classes: ``pipe(pipe.get_label_ids(["a red 7 on a white background"]), ...)``.
 
     Args:
         name: one of ``NAMES``.
@@ -99,26 +102,36 @@ def clip_path() -> Path:
     return _folder(_CLIP)
 
 
-def renders_path() -> Path:
+def renders_path(name: str = "flux-digits") -> Path:
     """Statistics of renders of held-out handwriting in held-out scenes, in features of ``fd_digits``.
 
+    Args:
+        name: the bundled pipeline whose pictures are compared; scenes are of one digit where it draws no others.
+
     Raises:
+        ValueError: there is no bundled pipeline of this name.
         FileNotFoundError: they were not installed.
     """
-    return _folder(_RENDERS) / "fd_digits.npz"
+    path(name)  # for its errors
+    return _folder(_RENDERS) / ("fd_digits_single.npz" if name in SINGLE else "fd_digits.npz")
 
 
-def prompts(split: Literal["train", "held-out"] = "held-out") -> list[str]:
+def prompts(split: Literal["train", "held-out"] = "held-out", name: str = "flux-digits") -> list[str]:
     """All captions the bundled pipelines were trained on, or all that were held out from training.
 
     They are shuffled, always in the same way, and captions of one and of two digits come in turn, so that any first few
     hold both kinds in equal parts; there are 96 such in the held-out split, then pairs only.
 
+    For ``dit-digits`` they are the captions of one digit. It was trained on both splits, since a class that was never
+    seen has no embedding; the splits then only keep calibration and evaluation apart.
+
     Raises:
-        ValueError: the split has another name.
+        ValueError: the split has another name, or there is no bundled pipeline of this name.
     """
     from diffaccel.pipelines.bundled.digits.captions import mixed_scenes
 
     if split not in ("train", "held-out"):
         raise ValueError(f"split must be 'train' or 'held-out', got {split!r}")
-    return [scene.caption for scene in mixed_scenes(split)]
+    if name not in _FOLDERS:
+        raise ValueError(f"no bundled pipeline is called {name!r}; choose from {', '.join(NAMES)}")
+    return [scene.caption for scene in mixed_scenes(split) if not scene.layout or name not in SINGLE]

@@ -1,7 +1,7 @@
 """Ship a training's averaged weights: ``python -m diffaccel.pipelines.bundled.digits.export --output DIR``.
 
-Writes the pipeline (float16 safetensors) to ``flux_digits`` and the checker to ``digits_checker``, beside this package
-or under ``--to``. Works at any time, also while the training runs; measure the result with ``.evaluate``.
+Writes a pipeline (float16 safetensors), with ``flux-digits`` also the checker, beside this package or under ``--to``.
+Works at any time, also while the training runs; measure the result with ``.evaluate``.
 """
 
 from __future__ import annotations
@@ -10,34 +10,60 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from diffaccel.pipelines.bundled.digits.denoiser import Recipe
-from diffaccel.pipelines.bundled.digits.flux import assemble, call_defaults
-from diffaccel.pipelines.bundled.digits.train import build_trainer, load_parts
+from torch import nn
 
-GUIDANCE = 2.5
-"""The guidance scale recommended to users; see the model card for the rates without it."""
+from diffaccel.pipelines.bundled.digits import dit, flux, sd, train, train_dit, train_sd
+from diffaccel.pipelines.bundled.digits.denoiser import Recipe, Trainer
 
 
-def export(output: Path, to: Path) -> None:
-    """Write the averaged weights of the last checkpoint under ``output`` as a pipeline folder, and the checker.
+def _flux(output: Path) -> tuple[Trainer, Any, dict[str, object]]:
+    text, vae, _ = train.load_parts(output)
+    trainer, model = train.build_trainer(output, text, vae.config.latent_channels, Recipe())
+    return trainer, flux.assemble(model.transformer, text, vae), flux.call_defaults(train.GUIDANCE)
+
+
+def _dit(output: Path) -> tuple[Trainer, Any, dict[str, object]]:
+    vae = train_dit.load_vae()
+    trainer, model = train_dit.build_trainer(output, vae.config.latent_channels, Recipe())
+    return trainer, dit.assemble(model.transformer, vae), dit.call_defaults(train_dit.GUIDANCE)
+
+
+def _sd(output: Path) -> tuple[Trainer, Any, dict[str, object]]:
+    text, vae = sd.TextParts.load(output / "text"), train_dit.load_vae()
+    trainer, model = train_sd.build_trainer(output, text, vae.config.latent_channels, Recipe())
+    return trainer, sd.assemble(model.unet, text, vae), sd.call_defaults(train_sd.GUIDANCE)
+
+
+PIPELINES = {"flux-digits": _flux, "dit-digits": _dit, "sd-digits": _sd}
+"""By name, what makes the trainer, a pipeline around its model, and the arguments of calls from a training's folder."""
+
+
+def export(name: str, output: Path, to: Path) -> None:
+    """Write the averaged weights of the last checkpoint under ``output`` as a pipeline folder.
+
+    Args:
+        name: of the pipeline.
+        output: folder of its training.
+        to: where its own folder goes.
 
     Raises:
         FileNotFoundError: nothing was trained there yet.
     """
-    text, vae, _ = load_parts(output)
-    trainer, model = build_trainer(output, text, vae.config.latent_channels, Recipe())
+    trainer, pipeline, defaults = PIPELINES[name](output)
     if not trainer.resume():
         raise FileNotFoundError(f"no checkpoint under {output}; run the training command with --output {output} first")
-    trainer.ema.copy_to(model.parameters())
-    folder = to / "flux_digits"
-    pipeline = assemble(model.transformer.eval(), text, vae)
-    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-        part.half()
+    trainer.ema.copy_to(trainer.model.parameters())
+    folder = to / name.replace("-", "_")
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().half()
     pipeline.save_pretrained(folder)
     _without_derived(folder / "vae" / "config.json")
-    (folder / "call_defaults.json").write_text(json.dumps(call_defaults(GUIDANCE), indent=2) + "\n")
-    shutil.copytree(output / "checker", to / "digits_checker", dirs_exist_ok=True)
+    (folder / "call_defaults.json").write_text(json.dumps(defaults, indent=2) + "\n")
+    if name == "flux-digits":
+        shutil.copytree(output / "checker", to / "digits_checker", dirs_exist_ok=True)
     readable(to)
     samples = trainer.iteration * trainer.recipe.batch
     print(f"exported iteration {trainer.iteration} ({samples} samples, {trainer.seconds / 60:.1f} minutes) to {folder}")
@@ -60,10 +86,11 @@ def _without_derived(config: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", choices=list(PIPELINES), default="flux-digits", help="which was trained")
     parser.add_argument("--output", type=Path, required=True, help="folder of the training command")
     parser.add_argument("--to", type=Path, default=Path(__file__).resolve().parents[1], help="where to write")
     arguments = parser.parse_args()
-    export(arguments.output, arguments.to)
+    export(arguments.pipeline, arguments.output, arguments.to)
 
 
 if __name__ == "__main__":

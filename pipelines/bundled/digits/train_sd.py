@@ -23,7 +23,7 @@ from diffaccel.pipelines.bundled.digits.sampling import judge
 from diffaccel.pipelines.bundled.digits.text import train_clip_tokens
 from diffaccel.pipelines.bundled.digits.train_dit import load_vae
 
-MINUTES = 30.0
+MINUTES = 45.0
 ADAMW = 3e-3
 """Peak learning rate of AdamW, which trains the convolutions."""
 GUIDANCE = 2.5
