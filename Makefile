@@ -7,8 +7,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.
 PROMPTS := "a red 7 on a white background" "a green 3 on a yellow background" \
            "a cyan 7 left of a red 3 on a yellow background" "a red 4 above a blue 3 on a black background"
 
-# Implementations that ours are compared with. They need torchvision, which must stay out of the environment itself.
-REFERENCES := clean-fid lpips torch-fidelity torchvision
+# Implementations that ours are compared with, and torchao, which slows every import of diffusers. They lie apart: most
+# need torchvision, which must stay out of the environment itself.
+REFERENCES := clean-fid DeepCache lpips torch-fidelity torchao torchvision
 
 .PHONY: demo evaluate test lint format types pytest setup clean
 
