@@ -174,13 +174,13 @@ def test_plain_runs_of_fewer_steps_are_told_of(digits: Any, kept: Path) -> None:
     fewer = drawn(digits, judged, list(range(JUDGED)), steps=choice.plain.steps, batch=1)
     assert choice.plain.steps < STEPS
     assert choice.plain.quality.mean == pytest.approx(float(psnr(fewer, full).mean()), abs=1e-3)
-    best = replace(choice.plain, quality=replace(choice.quality, mean=choice.quality.mean + 1), speed=choice.speed)
+    best = replace(choice.plain, quality=replace(choice.quality, mean=choice.quality.mean + 1), ratio=1.0)
     for plain, better in ((best, True), (replace(best, quality=choice.quality), False)):
         told = replace(choice, plain=plain)
         assert told.plain_is_better == better
         assert ("fewer plain steps are the better choice" in str(told)) == better
         assert told.as_dict()["plain"]["is_better"] == better
-    slower = replace(best, speed=replace(choice.speed, median=choice.speed.median / 1.1))
+    slower = replace(best, ratio=1.1)
     assert not replace(choice, plain=slower).plain_is_better
 
 

@@ -152,7 +152,7 @@ def test_of_auto_what_was_chosen_is_saved(tmp_path: Path) -> None:
         plan=method.plan([], 8),
         quality=quality,
         speed=speed,
-        plain=Plain(3, quality, speed),
+        plain=Plain(3, quality, speed, 1.0),
         conditions=Conditions("FluxPipeline", 8, 8, {}, {}, "cpu"),
         contention=1.0,
         tried=[],

@@ -88,21 +88,33 @@ class Bench:
             self._reference = self._draw(self.judged, Candidate.full(self.steps), "full runs")
         return Quality.of(psnr(self._draw(self.judged, candidate, candidate.name), self._reference).tolist())
 
-    def time(self, candidate: Candidate, rounds: int) -> Timed:
-        """Time a candidate and the full run in turn."""
-        both = [Candidate.full(self.steps), candidate]
-        times = timing.measure(self.judged, both, slice(self.batch), rounds, self.progress)
-        clock, (full, own) = Clock(cpu=self.pipe.device.type == "cpu"), (times[one.name] for one in both)
+    def time(self, candidates: Sequence[Candidate], rounds: int) -> list[Timed]:
+        """Time candidates and the full run in turn."""
+        full = Candidate.full(self.steps)
+        times = timing.measure(self.judged, [full, *candidates], slice(self.batch), rounds, self.progress)
+        clock, whole = Clock(cpu=self.pipe.device.type == "cpu"), times[full.name]
         wall, cpu = (sum(sum(getattr(t, kind)) for t in times.values()) for kind in ("seconds", "cpu_seconds"))
-        contention = wall / cpu if clock.cpu else max(full.seconds) / min(full.seconds)
-        return Timed(own.ratios(full, clock.cpu), clock.name, contention)
+        contention = wall / cpu if clock.cpu else max(whole.seconds) / min(whole.seconds)
+        return [Timed(times[one.name].ratios(whole, clock.cpu), clock.name, contention) for one in candidates]
 
-    def time_plain(self, share: float, rounds: int) -> tuple[int, Timed]:
-        """The plain run of fewer steps that takes this part of the full run's time, or a little less, and its time."""
+    def time_plain(self, chosen: Candidate, share: float, rounds: int) -> tuple[int, Timed, float]:
+        """The plain run of fewer steps that takes as long as what was chosen, or a little less.
+
+        Args:
+            chosen: what was chosen.
+            share: part of the full run's time that it takes.
+            rounds: timed runs of each.
+
+        Returns:
+            Its steps, its time, and its time over that of what was chosen, which is timed with it: the median over
+            rounds.
+        """
         steps = min(self.steps - 1, max(1, round(share * self.steps)))
-        pilot = self.time(Candidate.fewer(steps), timing.PILOT_ROUNDS)
-        equal = timing.guess_equal_steps({self.steps: 1.0, steps: pilot.share}, share, self.steps - 1)
-        return equal, self.time(Candidate.fewer(equal), rounds)
+        own, pilot = self.time([chosen, Candidate.fewer(steps)], timing.PILOT_ROUNDS)
+        equal = timing.guess_equal_steps({self.steps: 1.0, steps: pilot.share}, own.share, self.steps - 1)
+        own, plain = self.time([chosen, Candidate.fewer(equal)], rounds)
+        ratios = [a / b for a, b in zip(plain.shares, own.shares, strict=True)]
+        return equal, plain, median(ratios)
 
     def _draw(self, subject: Subject, candidate: Candidate, title: str) -> Tensor:
         """All pictures of a subject by a candidate."""

@@ -74,7 +74,7 @@ def _read(data: dict[str, Any], path: Path) -> Choice:
         plan=Plan.at(data["plan"], held.evaluations),
         quality=Quality(**data["psnr"]),
         speed=Speed(**data["speedup"]),
-        plain=Plain(plain["steps"], Quality(**plain["quality"]), Speed(**plain["speed"])),
+        plain=Plain(plain["steps"], Quality(**plain["quality"]), Speed(**plain["speed"]), plain["ratio"]),
         conditions=held,
         contention=float(data["contention"]),
         tried=list(data["tried"]),

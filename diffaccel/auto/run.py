@@ -85,7 +85,8 @@ class Search:
 
     def time(self, row: Row, rounds: int) -> None:
         """Time a candidate beside the full run."""
-        timed = self.timings[row.name] = self.bench.time(self.candidate(row), rounds)
+        [timed] = self.bench.time([self.candidate(row)], rounds)
+        self.timings[row.name] = timed
         self.rows[row.name] = replace(self.rows[row.name], timed=timed.share)
 
     def candidate(self, row: Row) -> Candidate:
@@ -135,7 +136,7 @@ class Search:
     def choice(self, row: Row) -> Choice:
         """The choice of a candidate that was run and timed."""
         timed = self.timings[row.name]
-        plain, plain_timed = self.bench.time_plain(timed.share, self.rounds)
+        steps, plain, ratio = self.bench.time_plain(self.candidate(row), timed.share, self.rounds)
         calibrations = {level: Calibration(held.traces) for level, held in self.calibrations.items()}
         method: Method = method_of(row.name, calibrations)
         assert row.quality is not None
@@ -149,9 +150,10 @@ class Search:
             quality=row.quality,
             speed=Speed.of(timed.shares, timed.clock, pictures),
             plain=Plain(
-                plain,
-                self.bench.judge(Candidate.fewer(plain)),
-                Speed.of(plain_timed.shares, plain_timed.clock, pictures),
+                steps,
+                self.bench.judge(Candidate.fewer(steps)),
+                Speed.of(plain.shares, plain.clock, pictures),
+                ratio,
             ),
             conditions=Conditions.of(pipe, request.steps, self.evaluations, method.level, request.arguments),
             contention=timed.contention,
