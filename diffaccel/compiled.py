@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffaccel.feature import stand_in
@@ -94,6 +95,15 @@ def check_outside_compiled(network: nn.Module, sites: Sequence[Site], level: str
                     f"{site.name} lies within a compiled {type(above).__name__}, out of the reach of level={level!r}: "
                     "choose level='model' or 'block', or compile the whole network before you accelerate it"
                 )
+
+
+def check_not_compiled_since(network: nn.Module) -> None:
+    """Raise RuntimeError if a network that was accelerated as it was is compiled as a whole by now."""
+    if torch.compiler.is_compiling() or is_compiled(network):
+        raise RuntimeError(
+            f"this {type(network).__name__} was compiled after it was accelerated: call remove(), compile it, and "
+            "accelerate what is compiled"
+        )
 
 
 def check_recordable(network: nn.Module) -> None:

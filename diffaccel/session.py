@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from diffaccel.clock import Clock, Moment
-from diffaccel.compiled import Slots, check_outside_compiled, is_compiled
+from diffaccel.compiled import Slots, check_not_compiled_since, check_outside_compiled, is_compiled
 from diffaccel.dimensions import ByDimension
 from diffaccel.feature import Feature, forecast, stand_in, storage_bytes
 from diffaccel.forecast import Forecaster
 from diffaccel.methods import Method, written_out
 from diffaccel.plan import Plan
 from diffaccel.report import Report, SiteReport
-from diffaccel.sites import Site, called_more, check_last, check_reached, sites
+from diffaccel.sites import Site, called_more, check_last, check_reached, say_unused, sites
 from diffaccel.timing import Stopwatch
 from diffaccel.watch import Watch
 
@@ -32,17 +32,7 @@ _TELLING = (Tensor, str, bool, type(None))  # arguments that tell calls of diffe
 
 
 class Session(Watch):
-    """The state of one accelerated network.
-
-    Args:
-        network: the denoiser.
-        method: see `diffaccel.methods.Method`.
-        clock: tells step and guidance branch of each call.
-
-    Raises:
-        ValueError: no site was found, or the network is accelerated already.
-        TypeError: the network takes no timestep.
-    """
+    """The state of one accelerated network. Arguments and errors are those of `Watch`, and the method."""
 
     def __init__(self, network: nn.Module, method: Method, clock: Clock) -> None:
         self.method = method
@@ -107,11 +97,8 @@ class Session(Watch):
 
     def enter(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call of the network begins: decide which sites compute."""
-        if torch.compiler.is_compiling() or (self.slots is None and is_compiled(self.network)):
-            raise RuntimeError(
-                f"this {type(self.network).__name__} was compiled after it was accelerated: call remove(), compile it, "
-                "and accelerate what is compiled"
-            )
+        if self.slots is None:
+            check_not_compiled_since(self.network)
         if moment.run != self._run:
             self._begin(moment)
         self._steps = max(self._steps, moment.step + 1)
@@ -178,21 +165,10 @@ class Session(Watch):
             missed = [site for i, site in enumerate(self.sites) if (i, moment.branch, 0) not in self._anchors]
             if len(missed) == len(self.sites):
                 check_reached(self.network, missed, len(self.sites), self.method.level)
-            elif missed:
-                self._say_unused(missed)
+            elif missed and not self._said_unused:
+                say_unused(self.network, missed, len(self.sites))
+                self._said_unused = True
             check_last(self.network, self._late, self.method.level)
-
-    def _say_unused(self, missed: list[Site]) -> None:
-        """Say once which sites a network has and does not use, such as those of sound in a run without any."""
-        if not self._said_unused:
-            logger.warning(
-                "%s did not call %d of %d sites, %s first: nothing is forecast there",
-                type(self.network).__name__,
-                len(missed),
-                len(self.sites),
-                missed[0].name,
-            )
-        self._said_unused = True
 
     def at_site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
         """Site `i` as it is installed: compute and keep, or forecast."""

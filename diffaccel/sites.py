@@ -8,6 +8,7 @@ A fifth, `"output"`, is what diffusers' lite mode catches, where a network ends 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,6 +16,8 @@ from types import MappingProxyType
 from torch import nn
 
 from diffaccel.structure import blocks, deep_branch, sublayers, unwrapped
+
+logger = logging.getLogger("diffaccel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,17 @@ def check_reached(model: nn.Module, missed: Sequence[Site], of: int, level: str)
             f"{type(model).__name__} did not call {missed[0].name} in a whole step ({len(missed)} of {of} sites "
             f"missed), so level={level!r} does not fit it: choose another level"
         )
+
+
+def say_unused(model: nn.Module, missed: Sequence[Site], of: int) -> None:
+    """Say which of its `of` sites a network has and does not use, such as those of sound in a run without any."""
+    logger.warning(
+        "%s did not call %d of %d sites, %s first: nothing is forecast there",
+        type(model).__name__,
+        len(missed),
+        of,
+        missed[0].name,
+    )
 
 
 def check_last(model: nn.Module, late: str | None, level: str) -> None:
