@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffaccel.auto.prompts import LEARNT, split
+from diffaccel.auto.prompts import LEARNT, prompts_of, split
 from diffaccel.auto.quality import HIGHEST, Quality, students_t
 from diffaccel.auto.search import Row, Target, choose, cost, estimate, nearest, next_trial
+from diffaccel.pipelines import bundled
+from tests import tiny
 
 STEPS = 20
 MARGIN = 2.0  # from the mean to the lower end of its interval, in these worlds
@@ -204,3 +207,13 @@ def test_no_prompt_is_both_learnt_from_and_judged_by(count: int) -> None:
 def test_one_prompt_has_to_do_for_both() -> None:
     assert split(["only"], 5) == (["only"] * LEARNT, ["only"] * 5)
     assert split(["twice", "twice"], 4) == (["twice"] * LEARNT, ["twice"] * 4)
+
+
+def test_prompts_that_are_known() -> None:
+    every = [prompts_of(SimpleNamespace(name_or_path=str(bundled.path(name))), None) for name in bundled.NAMES]
+    assert all(len(prompts) == len(set(prompts)) == 12 for prompts in every)
+    pipe = tiny.dit()
+    assert prompts_of(pipe, None) == [str(i * 1000 // 12) for i in range(12)]
+    pipe.labels = {"cat": 3, "kitten": 3, "dog": 7}
+    assert prompts_of(pipe, None) == ["3", "7"]
+    assert prompts_of(pipe, ["dog", 3]) == ["dog", "3"]

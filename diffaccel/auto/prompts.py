@@ -26,13 +26,14 @@ def prompts_of(pipe: Any, given: Sequence[str | int] | None) -> list[str]:
         if not given:
             raise ValueError("prompts must hold at least one prompt; 12 are plenty")
         return [str(prompt) for prompt in given]
+    folder = str(getattr(pipe, "name_or_path", ""))
+    for name in bundled.NAMES:
+        if folder == str(bundled.path(name)):
+            return bundled.prompts("train", name)[:SPLIT]
     if "class_labels" in inspect.signature(type(pipe).__call__).parameters:
         known = getattr(pipe, "labels", None) or {}
         classes = sorted(set(known.values())) or list(range(pipe.transformer.config.num_embeds_ada_norm))
         return [str(classes[i * len(classes) // SPLIT]) for i in range(min(SPLIT, len(classes)))]
-    folder = str(getattr(pipe, "name_or_path", ""))
-    if any(folder == str(bundled.path(name)) for name in bundled.NAMES):
-        return bundled.prompts("train")[:SPLIT]
     raise ValueError(
         f"auto tries candidates on prompts of the kind you will draw, and knows none for this {type(pipe).__name__}: "
         "give prompts=[...], 12 or so"
