@@ -1,4 +1,4 @@
-"""Does the search of auto run what is worth a run, and choose what it should? Worked cases and worlds drawn at random."""
+"""Does the search of auto run what is worth a run, and choose what it should? Worked cases and random worlds."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def prompts_of(pipe: Any, given: Sequence[str | int] | None) -> list[str]:
     if "class_labels" in inspect.signature(type(pipe).__call__).parameters:
         known = getattr(pipe, "labels", None) or {}
         classes = sorted(set(known.values())) or list(range(pipe.transformer.config.num_embeds_ada_norm))
-        return [str(classes[i * len(classes) // SPLIT]) for i in range(min(SPLIT, len(classes)))]
+        count = min(SPLIT, len(classes))
+        return [str(classes[i * len(classes) // count]) for i in range(count)]
     raise ValueError(
         f"auto tries candidates on prompts of the kind you will draw, and knows none for this {type(pipe).__name__}: "
         "give prompts=[...], 12 or so"
