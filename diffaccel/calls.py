@@ -77,8 +77,13 @@ class Branches:
     def __bool__(self) -> bool:
         return bool(self._now)
 
-    def __contains__(self, name: str | None) -> bool:
-        return name in self._now
+    def repeated(self, announced: str | None, given: Tensor | None) -> bool:
+        """Whether this step has had such a call, so that it may be another loop's; without a tensor any may be."""
+        if announced is not None:
+            return announced in self._now
+        if given is not None:
+            return any(self._given[name]() is given for name in self._now if name in self._given)
+        return bool(self._now)
 
     def next_step(self) -> None:
         """A step begins."""

@@ -158,7 +158,7 @@ class PipelineClock(Clock):
         if scheduler.timesteps is not self._timesteps or self.step >= self.steps or self._interrupted:
             self._timesteps = scheduler.timesteps
             self._begin(_steps_left(scheduler, time))
-        elif _on_host(time) or (self._branches and (self._context is None or self._context in self._branches)):
+        elif _on_host(time) or self._branches.repeated(self._context, given):
             # Another pipeline may share this network and drive it by a scheduler of its own: then times tell.
             move = self._move(time)
             if move > 0 and self._branches:

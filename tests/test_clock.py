@@ -60,7 +60,10 @@ def device_time(value: float) -> Tensor:
     return torch.tensor(value, device="meta")
 
 
-def test_a_scheduler_is_followed_without_reading_timesteps() -> None:
+@pytest.mark.parametrize("named", [True, False], ids=["by name", "by conditioning"])
+def test_a_scheduler_is_followed_without_reading_timesteps(named: bool) -> None:
+    given = {name: torch.zeros(1) for name in ("cond", "uncond")}
+    names = list(given) if named else ["call 0", "call 1"]
     scheduler = FlowMatchEulerDiscreteScheduler()
     clock = PipelineClock(SimpleNamespace(scheduler=scheduler))
     x = torch.zeros(1)
@@ -69,13 +72,13 @@ def test_a_scheduler_is_followed_without_reading_timesteps() -> None:
         scheduler.set_timesteps(3)
         scheduler.set_begin_index(0)
         for time in scheduler.timesteps:
-            # Named branches, so that no second call has to be told from another loop's next step.
-            for name in ("cond", "uncond"):
-                clock._context = name
-                moment = clock.locate(device_time(float(time)))
+            # Branches that can be told, so that no second call has to be told from another loop's next step.
+            for name, tensor in given.items():
+                clock._context = name if named else None
+                moment = clock.locate(device_time(float(time)), None if named else tensor)
                 seen.append((moment.run - run, moment.steps, moment.step, moment.branch))
             scheduler.step(x, time, x)
-    assert seen == [(0, 3, step, name) for step in range(3) for name in ("cond", "uncond")] * 2
+    assert seen == [(0, 3, step, name) for step in range(3) for name in names] * 2
 
 
 def test_a_run_that_was_left_starts_over() -> None:
