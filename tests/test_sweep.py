@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from diffaccel import TaylorSeer, accelerate
+from diffaccel import TaylorSeer, accelerate, accelerate_pipeline
 from diffaccel.acceleration import Acceleration
-from diffaccel.sites import LEVELS
+from diffaccel.sites import LEVELS, sites
 from tests.zoo import specimen
 from tests.zoo_census import denoisers
-from tests.zoo_findings import PREPARING, TIMELESS, UNBUILDABLE, UNFIT
+from tests.zoo_findings import PREPARING, TIMELESS, UNBUILDABLE, UNFIT, UNUSED
+from tests.zoo_pipelines import assembled
 
 STEPS = 4
 # What diffusers and torch say of their own classes.
@@ -113,10 +115,25 @@ def test_every_class_is_built_and_runs_or_is_listed() -> None:
         assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True)), name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_depend_on_every_block(name: str) -> None:
+    """Or else a block that is left out would go unnoticed."""
+    subject = specimen(name)
+
+    def changed(*call: Any) -> Any:
+        return tree_map(lambda leaf: leaf.roll(1) if torch.is_tensor(leaf) else leaf, call[-1])
+
+    for site in sites(subject.network, "block"):
+        handle = site.owner.register_forward_hook(changed)
+        outputs = subject.run(0, STEPS)
+        handle.remove()
+        assert not all(torch.allclose(a, b, rtol=0.01) for a, b in zip(outputs, plain(name)[0], strict=True)), site.name
+
+
 @fitting
 def test_skipped_steps_skip(name: str, level: str) -> None:
     subject = specimen(name)
-    with entries(subject.network, level) as counts, reusing(name, level, interval=STEPS):
+    with entries(subject.network, level) as counts, reusing(name, level, interval=STEPS) as reuse:
         computed = subject.run(0, STEPS)
         assert equal(computed, plain(name)[0])
         everything = counts.copy()
@@ -125,6 +142,10 @@ def test_skipped_steps_skip(name: str, level: str) -> None:
             assert equal(subject.run(1, STEPS), computed)
         entered = {entry: count for entry, count in counts.items() if not entry.startswith(PREPARING.get(name, ()))}
         forecast = subject.run(2, STEPS)
+        report = reuse.report()
+    skipped = [sum(site.skipped.values()) for site in report.sites]
+    assert skipped.count(0) == UNUSED.get((name, level), 0)
+    assert all(count >= 2 for count in skipped if count)
     if level == "deep":
         assert sum(entered.values()) < everything.total() / 2
     else:
@@ -177,4 +198,22 @@ def test_levels_that_do_not_fit_are_errors(name: str) -> None:
 @pytest.mark.parametrize("name", TIMELESS)
 def test_a_network_without_time_is_an_error(name: str) -> None:
     with pytest.raises(TypeError, match="has no timestep among its parameters"):
-        reusing(name, "model", STEPS)
+        reusing(name, "model", interval=STEPS)
+
+
+@pytest.mark.parametrize("interval", [1, STEPS])
+@pytest.mark.parametrize("level", [level for level in LEVELS if level != "deep"])
+@pytest.mark.parametrize("name", TIMELESS)
+def test_a_network_without_time_skips_in_a_pipeline(name: str, level: str, interval: int) -> None:
+    subject, before, pipe, outputs = specimen(name), lasting(name), assembled(TIMELESS[name]), []
+    accelerate_pipeline(pipe, TaylorSeer(interval=interval, order=0, warmup=1, level=level))
+    pipe.scheduler.set_timesteps(STEPS)
+    for step, time in enumerate(pipe.scheduler.timesteps):
+        outputs.append(subject.run(step, STEPS))
+        pipe.scheduler.step(outputs[-1][0], time, subject.inputs(step, STEPS)["input_ids"])
+    pipe.acceleration.remove()
+    assert all(value.isfinite().all() for output in outputs for value in output)
+    assert [equal(*pair) for pair in zip(outputs, plain(name), strict=True)] == [
+        step % interval == 0 for step in range(STEPS)
+    ]
+    assert traces(subject.network).items() >= before.items()

@@ -11,7 +11,7 @@ import diffusers
 from diffaccel.sites import LEVELS, sites
 from tests.zoo import specimen
 from tests.zoo_census import components, denoisers, needing_more, pipelines
-from tests.zoo_findings import PREPARING, TIMELESS, UNBUILDABLE, UNFIT, WITHOUT
+from tests.zoo_findings import PREPARING, TIMELESS, UNBUILDABLE, UNFIT, UNUSED, WITHOUT
 from tests.zoo_pipelines import makes, reasons_against, run_whole
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "pipelines.md"
@@ -28,7 +28,7 @@ pipelines need {packages} and are left out.
 
 What is tested of every denoiser class and level, with a network of two blocks of each sort, random weights and float32:
 
-- the sites are found, and every one of them is reached;
+- sites are found, and all that the network uses are forecast in skipped steps;
 - in a skipped step the real code of attention, feed-forward and residual layers is not entered;
 - all outputs, sound beside pictures among them, are finite forecasts of the right shape and type, and plain reuse with
   the same inputs returns the computed output bit by bit;
@@ -50,10 +50,10 @@ tested as above, and that `accelerate_pipeline` finds them in an object of the c
 _NETWORKS = """
 ## Denoisers
 
-Number of sites by level in the toy network; real ones have more blocks. "-" means that the level does not fit, which is
-said at once; where it says "refused", the network is of the kind the level is for, yet not of the right build, which is
-said at the latest in the first step. The last column names what also runs in skipped steps, beside projections and
-norms: parts that prepare text, time or latents for the blocks.
+Number of sites by level in the toy network; real ones have more blocks. Both "-" and "refused" mean that the level does
+not fit and that asking for it is an error; "refused" is a network that goes down and up again, as the level wants, and
+ends in another way. The last column names what also runs in skipped steps, beside projections and norms: parts that
+prepare text, time or latents for the blocks.
 """
 
 
@@ -81,7 +81,7 @@ def count(name: str, level: str) -> str:
     if (name, level) in UNFIT:
         return "refused"
     try:
-        return str(len(sites(specimen(name).network, level)))
+        return str(len(sites(specimen(name).network, level)) - UNUSED.get((name, level), 0))
     except ValueError:
         return "-"
 
@@ -91,14 +91,14 @@ def network_row(name: str) -> tuple[str, ...]:
     if name in UNBUILDABLE:
         return name, *("" for _ in LEVELS), f"not built: {UNBUILDABLE[name]}"
     remarks = [f"`{part}`" for part in PREPARING.get(name, ())]
-    remarks += [f"{TIMELESS[name]}, so a loop of your own cannot drive it, a pipeline can"] if name in TIMELESS else []
+    remarks += ["takes no timestep: accelerated in pipelines, not in loops of your own"] if name in TIMELESS else []
     return name, *(count(name, level) for level in LEVELS), ", ".join(remarks)
 
 
 def document() -> str:
     """The whole of docs/pipelines.md."""
     networks, rows = [network_row(name) for name in denoisers()], [pipeline_row(name) for name in pipelines()]
-    built = [row for row in networks if row[0] not in UNBUILDABLE and row[0] not in TIMELESS]
+    built = [row for row in networks if row[0] not in UNBUILDABLE]
     accelerated = [row for row in rows if row[3] in ("toy network run", "whole pipeline run")]
     packages = sorted(set(", ".join(needing_more().values()).split(", ")))
     head = _HEAD.format(
