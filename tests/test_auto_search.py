@@ -131,6 +131,18 @@ def test_nothing_is_run_that_cannot_matter() -> None:
     assert next_trial(rows, Target(speedup=2)) is None, "12 steps are too slow, 4 less faithful"
 
 
+def test_what_takes_as_long_and_may_be_nearer_is_run_too() -> None:
+    rows = [row(8, 30, 40), row(8, 32, family="b"), row(8, 28, family="c"), row(9, 40)]
+    found = next_trial(rows, Target(psnr=35))
+    assert found is not None
+    assert found.name == "b:8", "expected at 42 dB; c is not, and 9 steps take longer"
+    rows[1] = replace(rows[1], quality=quality(43))
+    assert next_trial(rows, Target(psnr=35)) is None
+    found = choose(rows, Target(psnr=35))
+    assert found is not None
+    assert found.name == "b:8"
+
+
 worlds = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(2, STEPS - 1), st.floats(10, 60), st.floats(-8, 8)),
     min_size=3,

@@ -109,6 +109,10 @@ def next_trial(rows: Sequence[Row], target: Target) -> Row | None:
         limit = float("inf") if chosen is None else cost(rows, chosen)
         hopeful = [row for row in untried if cost(rows, row) < limit]
         promising = [row for row in hopeful if estimate(rows, row, target) >= target.psnr - SLACK]
+        if chosen is not None and not promising:
+            # What takes as long and may be nearer to the full run is as good a choice.
+            least = estimate(rows, chosen, target) - SLACK
+            promising = [row for row in untried if cost(rows, row) == limit and estimate(rows, row, target) > least]
         if promising:
             return min(promising, key=lambda row: (cost(rows, row), -estimate(rows, row, target), row.name))
         # Nothing reaches it, it seems: what comes nearest is told, so it is run.
