@@ -159,7 +159,7 @@ def test_own_extractor_and_own_statistics(evaluated: Path, capsys: Capture) -> N
         ("--method taylorseer --method taylorseer", "is given twice"),
         ("--metrics psnr,fod", "--metrics knows no 'fod'"),
         ("--metrics clip --model toy --prompts p.txt", "--metrics clip needs --clip-model"),
-        ("--metrics caption --model toy --prompts p.txt", "--metrics caption reads pictures of flux-digits"),
+        ("--metrics caption --model toy --prompts p.txt", "reads pictures of flux-digits, dit-digits, sd-digits only"),
         ("--model toy", "give --prompts FILE"),
         ("--prompts nothing.txt", "--prompts nothing.txt cannot be read"),
         ("--prompts empty.txt", "--prompts empty.txt holds no prompt"),

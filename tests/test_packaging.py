@@ -25,6 +25,7 @@ SHIPPED_WEIGHTS = {
     "digits_renders": ".npz",
     "dit_digits": ".safetensors",
     "flux_digits": ".safetensors",
+    "sd_digits": ".safetensors",
 }
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
 
-_FOLDERS = {"flux-digits": "flux_digits", "dit-digits": "dit_digits"}
+_FOLDERS = {"flux-digits": "flux_digits", "dit-digits": "dit_digits", "sd-digits": "sd_digits"}
 _CHECKER, _CLIP, _RENDERS = "digits_checker", "clip_digits", "digits_renders"
 
 NAMES = tuple(_FOLDERS)
