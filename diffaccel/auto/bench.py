@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffaccel.auto.choice import works_on
 from diffaccel.auto.quality import Quality
 from diffaccel.calibration import Calibration
 from diffaccel.evaluation import timing
@@ -92,7 +93,7 @@ class Bench:
         """Time candidates and the full run in turn."""
         full = Candidate.full(self.steps)
         times = timing.measure(self.judged, [full, *candidates], slice(self.batch), rounds, self.progress)
-        clock, whole = Clock(cpu=self.pipe.device.type == "cpu"), times[full.name]
+        clock, whole = Clock(cpu=works_on(self.pipe).type == "cpu"), times[full.name]
         wall, cpu = (sum(sum(getattr(t, kind)) for t in times.values()) for kind in ("seconds", "cpu_seconds"))
         contention = wall / cpu if clock.cpu else max(whole.seconds) / min(whole.seconds)
         return [Timed(times[one.name].ratios(whole, clock.cpu), clock.name, contention) for one in candidates]

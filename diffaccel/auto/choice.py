@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
+import torch
+
 from diffaccel.auto.quality import Quality
 from diffaccel.auto.search import Target
 from diffaccel.fingerprint import Fingerprint
@@ -202,11 +204,15 @@ class Choice:
         }
 
 
-def device_of(pipe: Any) -> str:
-    """Where a pipeline runs and in which type of numbers."""
-    import torch
+def works_on(pipe: Any) -> torch.device:
+    """Where a pipeline computes, which offloaded ones do not do where their weights are kept."""
+    device: torch.device = getattr(pipe, "_execution_device", pipe.device)
+    return device
 
-    device, dtype = pipe.device, str(pipe.dtype).removeprefix("torch.")
+
+def device_of(pipe: Any) -> str:
+    """Where a pipeline computes and in which type of numbers."""
+    device, dtype = works_on(pipe), str(pipe.dtype).removeprefix("torch.")
     return f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}, {dtype}"
 
 

@@ -46,6 +46,8 @@ def make(pipe: Any, auto: Auto, request: Request, path: Path | None) -> Choice:
     if path is not None:
         files.save(choice, path)
         logger.info("auto keeps its choice in %s", path)
+    else:
+        logger.info("auto keeps this choice in no file: save='choice.json' does, for choice='choice.json' later")
     return _told(choice, pipe)
 
 
