@@ -118,7 +118,7 @@ def test_every_class_is_built_and_runs_or_is_listed() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_depend_on_every_block(name: str) -> None:
     """Or else a block that is left out would go unnoticed."""
-    subject = specimen(name)
+    subject, expected = specimen(name), plain(name)
 
     def changed(*call: Any) -> Any:
         return tree_map(lambda leaf: leaf.roll(1) if torch.is_tensor(leaf) else leaf, call[-1])
@@ -127,15 +127,15 @@ def test_outputs_depend_on_every_block(name: str) -> None:
         handle = site.owner.register_forward_hook(changed)
         outputs = subject.run(0, STEPS)
         handle.remove()
-        assert not all(torch.allclose(a, b, rtol=0.01) for a, b in zip(outputs, plain(name)[0], strict=True)), site.name
+        assert not all(torch.allclose(a, b, rtol=0.01) for a, b in zip(outputs, expected[0], strict=True)), site.name
 
 
 @fitting
 def test_skipped_steps_skip(name: str, level: str) -> None:
-    subject = specimen(name)
+    subject, expected = specimen(name), plain(name)
     with entries(subject.network, level) as counts, reusing(name, level, interval=STEPS) as reuse:
         computed = subject.run(0, STEPS)
-        assert equal(computed, plain(name)[0])
+        assert equal(computed, expected[0])
         everything = counts.copy()
         counts.clear()
         with called_with(subject.network, subject.inputs(0, STEPS)):
@@ -150,7 +150,7 @@ def test_skipped_steps_skip(name: str, level: str) -> None:
         assert sum(entered.values()) < everything.total() / 2
     else:
         assert not entered
-    for there, value in zip(plain(name)[2], forecast, strict=True):
+    for there, value in zip(expected[2], forecast, strict=True):
         assert (value.shape, value.dtype) == (there.shape, there.dtype)
         assert value.isfinite().all()
         # Neither computed nor, as the head and what leads to it have run, a mere copy.
@@ -159,9 +159,10 @@ def test_skipped_steps_skip(name: str, level: str) -> None:
 
 @fitting
 def test_a_full_plan_is_bit_identical(name: str, level: str) -> None:
+    expected = plain(name)
     with reusing(name, level, interval=1):
         for step in range(STEPS):
-            assert equal(specimen(name).run(step, STEPS), plain(name)[step])
+            assert equal(specimen(name).run(step, STEPS), expected[step])
 
 
 @fitting
