@@ -19,10 +19,10 @@ def responses(scheduler: Any, answered: bool = False) -> list[float]:
     to a step is what the sampler makes of an output of 1 there and 0 elsewhere. Noise of samplers that add some is the
     same in all runs and cancels.
 
-    A sampler of predicted noise by itself magnifies what goes wrong early: a wrong picture is taken for noise that was
-    removed, and what is left is scaled up. A network that sees it answers. The best one for data of unit variance
-    answers a latent that is too large by x, of which the share s is noise, with s x more noise. With predicted
-    velocities its answers come to next to nothing.
+    A sampler of predicted noise by itself magnifies what goes wrong early: it scales the latent up until the end. A
+    network that sees too large a latent takes it back. The best one for data of unit variance answers what it is given
+    at noise level s (`sqrt(1 - alphas_cumprod)`) with s times as much noise. With predicted velocities its answers
+    come to little, and none are taken.
 
     Args:
         scheduler: with the timesteps of a run set; it is not touched.
