@@ -32,7 +32,7 @@ _TELLING = (Tensor, str, bool, type(None))  # arguments that tell calls of diffe
 
 
 class Session(Watch):
-    """The state of one accelerated network. Arguments and errors are those of `Watch`, and the method."""
+    """The state of one network accelerated by `method`. Other arguments, and what is refused, are those of `Watch`."""
 
     def __init__(self, network: nn.Module, method: Method, clock: Clock) -> None:
         self.method = method

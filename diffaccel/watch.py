@@ -16,6 +16,7 @@ from diffaccel.patch import Patch
 from diffaccel.sites import Site
 from diffaccel.structure import unwrapped
 
+# All that is attached; not a mark on the network, which copies of it would share.
 _ATTACHED: weakref.WeakSet[Watch] = weakref.WeakSet()
 
 
