@@ -60,8 +60,10 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 def called_with(network: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
     """Hooks that came before see what the network is called with; the network itself gets these arguments."""
     handle = network.register_forward_pre_hook(lambda *_: ((), arguments), with_kwargs=True)
-    yield
-    handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -82,9 +84,11 @@ def entries(network: nn.Module, level: str) -> Iterator[Counter[str]]:
     for name in innermost:
         module = network.get_submodule(name)
         module.forward = partial(counted, name, module.forward)
-    yield counts
-    for name in innermost:
-        del network.get_submodule(name).forward
+    try:
+        yield counts
+    finally:
+        for name in innermost:
+            del network.get_submodule(name).forward
 
 
 def traces(network: nn.Module) -> dict[str, int]:
