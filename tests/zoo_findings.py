@@ -36,7 +36,14 @@ PREPARING: dict[str, tuple[str, ...]] = {
 }
 
 # Pipelines that tests run whole beside the families of `tests/tiny.py`, and the test file that does.
-WHOLE: dict[str, str] = {"FluxImg2ImgPipeline": "test_acceleration.py", "WanPipeline": "test_trace.py"}
+WHOLE: dict[str, str] = {
+    "AmusedPipeline": "test_contracts_loops.py",
+    "FluxImg2ImgPipeline": "test_acceleration.py",
+    "StableDiffusionControlNetPipeline": "test_contracts_loops.py",
+    "StableDiffusionImg2ImgPipeline": "test_contracts_loops.py",
+    "StableDiffusionInpaintPipeline": "test_contracts_loops.py",
+    "WanPipeline": "test_contracts_loops.py",
+}
 
 # Pipelines in which nothing denoises step by step, or nothing that has a class of its own.
 WITHOUT: dict[str, str] = {
