@@ -130,6 +130,7 @@ def test_what_was_just_chosen_equals_what_is_read_back(tmp_path: Path) -> None:
     assert str(again) == str(choice)
 
 
+@pytest.mark.slow
 def test_a_lower_fidelity_never_computes_more(digits: Any, kept: Path) -> None:
     high = files.load(kept)
     pipe = accelerate_pipeline(digits, "auto", psnr=30, **FEWER)
@@ -139,6 +140,7 @@ def test_a_lower_fidelity_never_computes_more(digits: Any, kept: Path) -> None:
     assert low.quality.low >= 30
 
 
+@pytest.mark.slow
 def test_the_speed_up_is_reached_by_the_most_faithful_that_was_fast_enough(digits: Any) -> None:
     pipe = accelerate_pipeline(digits, "auto", speedup=1.3, **FEWER)
     method = pipe.acceleration.method
