@@ -28,7 +28,7 @@ def locate(model: str) -> str:
         return model
     owner, _, name = model.partition("/")
     if not owner or not name or "/" in name or owner in (".", "..", "~"):
-        names = " or ".join(bundled.NAMES)
+        names = ", ".join(bundled.NAMES)
         raise ValueError(f"there is no {model!r}: give {names}, a folder with a {INDEX}, or a hub id (owner/name)")
     return model
 

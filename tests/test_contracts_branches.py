@@ -106,7 +106,7 @@ def test_flux_with_and_without_guidance_in_turn(method: str) -> None:
 
 @pytest.mark.parametrize("at", [3, 4, 6])
 def test_another_number_of_tokens_begins_a_history(at: int) -> None:
-    """From step `at` on the prompt is longer: outputs are those of a network that was only ever given the longer one."""
+    """From step `at` on the prompt is longer: outputs are those of a network that only ever saw the longer one."""
     longer = torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(5))
     network = tiny.unet()
     with accelerate(network, "taylorseer", steps=STEPS, interval=20, order=1) as acceleration:
