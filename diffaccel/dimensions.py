@@ -38,7 +38,18 @@ class ByDimension:
         """Anchors used, less one."""
         return self.rule.order
 
-    def weights(self, times: Sequence[float], t: float, device: torch.device | str = "cpu") -> dict[int, Tensor]:
-        """By leaf, one weight per anchor and dimension, shape (anchors, dims), float32."""
-        rows = torch.tensor(self.rule.weights(times, t), dtype=torch.float32)
-        return {leaf: rows[groups].T.contiguous().to(device) for leaf, groups in self.labels.items()}
+    def weights(
+        self, times: Sequence[float], t: float, device: torch.device | str = "cpu"
+    ) -> dict[int, Tensor | tuple[float, ...]]:
+        """By leaf, one weight per anchor and dimension, shape (anchors, dims), float32.
+
+        A leaf whose dimensions are all of one group gets one number per anchor: its forecast is a plain weighted sum.
+        """
+        rows = self.rule.weights(times, t)
+        table = torch.tensor(rows, dtype=torch.float32)
+        return {
+            leaf: tuple(map(float, rows[int(groups[0])]))
+            if bool((groups == groups[0]).all())
+            else table[groups].T.contiguous().to(device)
+            for leaf, groups in self.labels.items()
+        }

@@ -25,9 +25,11 @@ def weighted_sum(anchors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         return terms[0][1]
     if len(terms) == 2 and terms[0][1].is_floating_point() and abs(terms[0][0] + terms[1][0] - 1) < 1e-9:
         return torch.lerp(terms[1][1], terms[0][1], terms[0][0])
-    dtype = torch.promote_types(anchors[0].dtype, torch.float32)
-    total = torch.zeros_like(anchors[0], dtype=dtype)
-    for w, anchor in terms:
+    if not terms:
+        return torch.zeros_like(anchors[0])
+    (w, anchor), *others = terms
+    total = anchor.to(torch.promote_types(anchor.dtype, torch.float32)) * w
+    for w, anchor in others:
         total.add_(anchor, alpha=w)
     return total.to(anchors[0].dtype)
 
@@ -80,12 +82,12 @@ class Feature:
         ]
 
 
-def forecast(anchors: Sequence[Feature], weights: Sequence[float] | Mapping[int, Tensor]) -> Any:
+def forecast(anchors: Sequence[Feature], weights: Sequence[float] | Mapping[int, Tensor | Sequence[float]]) -> Any:
     """The output a site would return: every floating-point tensor forecast, all else as the newest anchor had it.
 
     Args:
         anchors: newest first.
-        weights: one per anchor, or by leaf one per anchor and feature dimension, shape (anchors, dims).
+        weights: one per anchor; or by leaf, and then also one per anchor and feature dimension, shape (anchors, dims).
     """
     newest: Feature = anchors[0]
     spec: TreeSpec = newest.spec
@@ -93,10 +95,8 @@ def forecast(anchors: Sequence[Feature], weights: Sequence[float] | Mapping[int,
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             held = [anchor.leaves[i] for anchor in anchors]
-            if isinstance(weights, Mapping):
-                leaves[i] = weighted_sum_by_dimension(held, weights[i])
-            else:
-                leaves[i] = weighted_sum(held, weights)
+            own = weights[i] if isinstance(weights, Mapping) else weights
+            leaves[i] = weighted_sum_by_dimension(held, own) if isinstance(own, Tensor) else weighted_sum(held, own)
     return tree_unflatten(leaves, spec)
 
 

@@ -113,7 +113,7 @@ def test_fitted_weights_are_fitted_with_the_responses_of_the_sampler(level: str)
     rule = method.forecaster(site, 8)
     for s, anchors in expected.rows:
         times = [float(a) for a in anchors]
-        found = rule.weights(times, float(s))[moments.leaf][:, 0].tolist()
+        found = rule.weights(times, float(s))[moments.leaf]
         assert found == pytest.approx(expected.weights(times, float(s))[0], rel=1e-6)
 
 

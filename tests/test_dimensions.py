@@ -22,7 +22,7 @@ def test_a_column_is_the_row_of_its_group() -> None:
     for d, group in enumerate([2, 0, 0, 1]):
         own = rules[group].weights(TIMES[: rules[group].order + 1], T)
         assert found[0][:, d].tolist() == pytest.approx([*own, 0.0, 0.0][:3])
-    assert found[3].tolist() == [[1.0], [0.0], [0.0]]
+    assert found[3] == (1.0, 0.0, 0.0)  # all dimensions alike
     assert by_dimension.order == 2
 
 
