@@ -7,6 +7,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.
 PROMPTS := "a red 7 on a white background" "a green 3 on a yellow background" \
            "a cyan 7 left of a red 3 on a yellow background" "a red 4 above a blue 3 on a black background"
 
+# A file stays with one process, each process keeps to one core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 # Implementations that ours are compared with, and torchao, which slows every import of diffusers. They lie apart: most
 # need torchvision, which must stay out of the environment itself.
 REFERENCES := clean-fid DeepCache lpips torch-fidelity torchao torchvision
@@ -24,7 +27,7 @@ test: $(VENV)/.dev $(VENV)/references/.complete ## lint, types and tests
 	$(BIN)/ruff check --output-format concise .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -38,7 +41,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.dev $(VENV)/references/.complete
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 setup: $(VENV)/.dev $(VENV)/references/.complete
 
