@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import FluxPipeline
+from diffusers.hooks.group_offloading import ModuleGroup
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -211,3 +212,23 @@ def test_two_pipelines_in_two_threads(family: Family) -> None:
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(runs, pipes))
     assert all(torch.equal(a, b) for x, y in zip(one_by_one, together, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_blocks_that_idle_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group offloading by blocks, accelerated last: only the one group outside of all blocks is loaded every time."""
+    loads: Counter[bool] = Counter()
+    real = ModuleGroup.onload_
+
+    def onload(group: ModuleGroup) -> None:
+        loads[len(group.modules) == 1 and "Block" in type(group.modules[0]).__name__] += 1
+        real(group)
+
+    monkeypatch.setattr(ModuleGroup, "onload_", onload)
+    pipe = tiny.flux()
+    block_offload(pipe, pipe.transformer)
+    loads.clear()
+    tiny.run_flux(accelerate_pipeline(pipe, interval=3))
+    computed = len(pipe.acceleration.plan.computed())
+    blocks = len(pipe.transformer.transformer_blocks) + len(pipe.transformer.single_transformer_blocks)
+    assert loads[True] == computed * blocks
+    assert loads[False] >= 8
