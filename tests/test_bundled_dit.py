@@ -11,7 +11,6 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from safetensors.torch import load_file
 
-from diffaccel import accelerate_pipeline
 from diffaccel.cli import main
 from diffaccel.commands.prompts import read_prompts
 from diffaccel.pipelines import bundled, image
@@ -99,29 +98,6 @@ def test_the_empty_class_is_one_of_its_own(pipe: Any) -> None:
         assert weight.shape[0] == dit.EMPTY_CLASS + 1
         assert weight[dit.EMPTY_CLASS].abs().sum() > 0
         assert not weight[240 : dit.EMPTY_CLASS].any()
-
-
-def test_removing_an_acceleration_restores_the_pictures_exactly(pipe: Any) -> None:
-    prompts = bundled.prompts("held-out", NAME)[:2]
-    before = image.pictures(pipe, prompts, [0, 1], steps=12)
-    for level in ("sublayer", "block", "model"):
-        accelerate_pipeline(pipe, "taylorseer", interval=3, order=1, level=level)
-        changed = image.pictures(pipe, prompts, [0, 1], steps=12)
-        pipe.acceleration.remove()
-        assert 0 < (changed - before).square().mean() < 1e-2, level  # 20 dB
-    assert torch.equal(image.pictures(pipe, prompts, [0, 1], steps=12), before)
-
-
-@pytest.mark.parametrize("method", ["hyca", "fitted"])
-def test_there_is_a_calibration_for_the_recommended_steps(pipe: Any, method: str) -> None:
-    prompts = bundled.prompts("held-out", NAME)[:4]
-    full = image.pictures(pipe, prompts, list(range(4)))
-    accelerate_pipeline(pipe, method, interval=4)
-    try:
-        changed = image.pictures(pipe, prompts, list(range(4)))
-    finally:
-        pipe.acceleration.remove()
-    assert 0 < (changed - full).square().mean() < 1e-3  # 30 dB
 
 
 def test_defaults_are_those_of_the_code() -> None:

@@ -11,7 +11,6 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, U
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffaccel import accelerate_pipeline
 from diffaccel.pipelines import bundled, image
 from diffaccel.pipelines.bundled.digits import captions, sd
 from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
@@ -111,29 +110,6 @@ def test_codes_never_say_what_is_read_later() -> None:
     assert torch.equal(none, none[:1].expand(CLIP_LENGTH, WIDTH))
     assert torch.equal(none[0], one[0])
     torch.testing.assert_close(one.square().mean(-1), torch.ones(CLIP_LENGTH))
-
-
-def test_removing_an_acceleration_restores_the_pictures_exactly(pipe: Any) -> None:
-    prompts = bundled.prompts("held-out", NAME)[:2]
-    before = image.pictures(pipe, prompts, [0, 1], steps=12)
-    for level in ("sublayer", "block", "model", "deep"):
-        accelerate_pipeline(pipe, "taylorseer", interval=3, order=1, level=level)
-        changed = image.pictures(pipe, prompts, [0, 1], steps=12)
-        pipe.acceleration.remove()
-        assert 0 < (changed - before).square().mean() < 1e-2, level  # 20 dB
-    assert torch.equal(image.pictures(pipe, prompts, [0, 1], steps=12), before)
-
-
-@pytest.mark.parametrize("method", ["hyca", "fitted"])
-def test_there_is_a_calibration_for_the_recommended_steps(pipe: Any, method: str) -> None:
-    prompts = bundled.prompts("held-out", NAME)[:4]
-    full = image.pictures(pipe, prompts, list(range(4)))
-    accelerate_pipeline(pipe, method, interval=4)
-    try:
-        changed = image.pictures(pipe, prompts, list(range(4)))
-    finally:
-        pipe.acceleration.remove()
-    assert 0 < (changed - full).square().mean() < 1e-3  # 30 dB
 
 
 def test_model_card_shows_the_measured_gates_and_they_hold() -> None:

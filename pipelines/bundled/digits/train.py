@@ -7,17 +7,16 @@ with ``python -m diffaccel.pipelines.bundled.digits.export``.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from diffaccel.pipelines.bundled.digits.captions import EMPTY, scenes
 from diffaccel.pipelines.bundled.digits.checker import DigitsChecker, train_checker
+from diffaccel.pipelines.bundled.digits.command import training_arguments, training_parser
 from diffaccel.pipelines.bundled.digits.data import Renderer, scene_table
 from diffaccel.pipelines.bundled.digits.denoiser import LatentRenderer, Recipe, Trainer
 from diffaccel.pipelines.bundled.digits.flux import (
@@ -90,16 +89,9 @@ def train(output: Path, recipe: Recipe, channels: int) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for all stages")
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="wall time of the denoiser's training")
+    parser = training_parser(__doc__, "folder for all stages", Recipe.minutes)
     parser.add_argument("--channels", type=int, default=12, help="latent channels of the VAE")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
-    if arguments.minutes <= 0:
-        parser.error("--minutes must be positive")
-    torch.set_num_threads(arguments.threads)
-    diffusers_logging.disable_progress_bar()
+    arguments = training_arguments(parser)
     train(arguments.output, Recipe(minutes=arguments.minutes), arguments.channels)
 
 

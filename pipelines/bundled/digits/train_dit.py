@@ -6,15 +6,14 @@ to resume, then ship with ``python -m diffaccel.pipelines.bundled.digits.export 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from diffusers.utils import logging as diffusers_logging
 
 from diffaccel.pipelines import bundled
 from diffaccel.pipelines.bundled.digits import dit
+from diffaccel.pipelines.bundled.digits.command import training_arguments, training_parser
 from diffaccel.pipelines.bundled.digits.data import Renderer, scene_table
 from diffaccel.pipelines.bundled.digits.denoiser import LatentRenderer, Recipe, Trainer
 from diffaccel.pipelines.bundled.digits.objective import Epsilon, noise_schedule
@@ -56,15 +55,7 @@ def train(output: Path, recipe: Recipe) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="wall time of the training")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
-    if arguments.minutes <= 0:
-        parser.error("--minutes must be positive")
-    torch.set_num_threads(arguments.threads)
-    diffusers_logging.disable_progress_bar()
+    arguments = training_arguments(training_parser(__doc__, "folder of the checkpoint", MINUTES))
     train(arguments.output, Recipe(minutes=arguments.minutes))
 
 
