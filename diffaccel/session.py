@@ -132,7 +132,8 @@ class Session(Watch):
     def _begin(self, moment: Moment) -> None:
         """A run begins, whatever became of the last one."""
         self.forget()
-        self.refresh()
+        if self.refresh():
+            self.forecasters = []
         self._run, self._memory = moment.run, 0
         self._computed.clear()
         self._skipped.clear()

@@ -97,13 +97,15 @@ class Watch:
         self._moment = None
         self.forget()
 
-    def refresh(self) -> None:
-        """Find the sites anew if the network changed since: adapters loaded or unloaded, blocks compiled."""
+    def refresh(self) -> bool:
+        """Find the sites anew if the network changed since, and say so: adapters came or went, blocks were compiled."""
         found = self.find()
-        if _places(found) != self._placed:
-            self._lift()
-            self.sites = found
-            self._place()
+        if _places(found) == self._placed:
+            return False
+        self._lift()
+        self.sites = found
+        self._place()
+        return True
 
     def _place(self) -> None:
         names = {module: name for name, module in self.network.named_modules()}
