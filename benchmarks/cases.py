@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from diffusers import TaylorSeerCacheConfig
+from table import LEVELS
 
 from diffaccel import accelerate_pipeline
-from diffaccel.sites import LEVELS
 
 FEWER = "fewer steps"
 INTERVALS = (3, 4, 5, 6, 7, 8)

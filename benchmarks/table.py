@@ -14,7 +14,7 @@ from typing import Any
 
 Entry = Mapping[str, Any]
 
-LEVELS = ("sublayer", "block", "model")
+LEVELS = ("sublayer", "block", "model")  # those a transformer has
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
