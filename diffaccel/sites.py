@@ -65,6 +65,12 @@ def sites(model: nn.Module, level: str = "sublayer") -> list[Site]:
     return result
 
 
+def levels(model: nn.Module) -> list[str]:
+    """Those of `LEVELS` at which a network has sites."""
+    model = unwrapped(model)
+    return [level for level, find in _FIND.items() if next(find(model), None) is not None]
+
+
 def check_reached(model: nn.Module, missed: Sequence[Site], of: int, level: str) -> None:
     """Raise RuntimeError if a network did not call some of its `of` sites in a whole step."""
     if missed:

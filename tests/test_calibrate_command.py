@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffaccel import accelerate_pipeline, cli
+from diffaccel import accelerate_pipeline
 from diffaccel.pipelines import bundled, image
 from diffaccel.trace import Trace
+from tests.command_line import Capture, run
 from tests.tiny import FAMILIES
 
-Capture = pytest.CaptureFixture[str]
 SEVEN = "a red 7 on a white background"
 SMALL = ["--steps", "12", "--num", "8", "--batch", "4", "--tune", "3"]
 
@@ -22,12 +22,6 @@ SMALL = ["--steps", "12", "--num", "8", "--batch", "4", "--tune", "3"]
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
-    status = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def mine() -> Path:

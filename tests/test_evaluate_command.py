@@ -15,16 +15,15 @@ from PIL import Image
 
 from diffaccel import cli
 from diffaccel.pipelines import bundled
+from tests import command_line
+from tests.command_line import Capture
 from tests.tiny import FAMILIES
 
-Capture = pytest.CaptureFixture[str]
 SMALL = ["--num", "4", "--steps", "6", "--rounds", "2", "--resamples", "5", "--method", "taylorseer:interval=2,order=1"]
 
 
 def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
-    status = cli.main(["evaluate", *(str(argument) for argument in arguments)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+    return command_line.run(capsys, "evaluate", *arguments)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffaccel.sites import LEVELS, sites
+from diffaccel.sites import LEVELS, levels, sites
 from tests import tiny
 
 
@@ -55,6 +55,13 @@ def test_one_model_feature_and_every_other_block_idle(family: str) -> None:
     blocks = sites(network, "block")
     assert site.name == blocks[-1].name
     assert list(site.idle) == [block.owner for block in blocks[:-1]]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_levels_are_those_with_sites(family: str) -> None:
+    kind = tiny.FAMILIES[family]
+    assert levels(kind.denoiser(kind.make())) == list(kind.levels)
+    assert levels(nn.Sequential(nn.Linear(2, 2))) == []
 
 
 def test_names_lead_to_the_modules() -> None:

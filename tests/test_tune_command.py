@@ -8,24 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffaccel import cli
 from diffaccel.auto import files
 from diffaccel.pipelines import bundled, image
+from tests.command_line import Capture, run
 from tests.tiny import FAMILIES
 
-Capture = pytest.CaptureFixture[str]
 SEVEN = "a red 7 on a white background"
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
-    status = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def test_a_choice_is_printed_kept_and_used(capsys: Capture) -> None:

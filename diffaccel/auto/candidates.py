@@ -22,7 +22,7 @@ from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.spelling import parse_method
 from diffaccel.moments import Moments
 from diffaccel.plan import Plan
-from diffaccel.sites import LEVELS, sites
+from diffaccel.sites import LEVELS, levels, sites
 from diffaccel.tuning import CHOICES
 
 LEARNT = ("model", "deep")
@@ -33,16 +33,8 @@ WARMUPS = (1, 3)
 
 def levels_of(networks: Mapping[str, nn.Module]) -> list[str]:
     """The levels all networks have, but for "block", at which one plan for all sites computes what "model" does."""
-    return [
-        level for level in LEVELS if level != "block" and all(_has(network, level) for network in networks.values())
-    ]
-
-
-def _has(network: nn.Module, level: str) -> bool:
-    try:
-        return bool(sites(network, level))
-    except ValueError:
-        return False
+    found = [levels(network) for network in networks.values()]
+    return [level for level in LEVELS if level != "block" and all(level in one for one in found)]
 
 
 def method_of(name: str, calibrations: Mapping[str, Calibration]) -> Method:
