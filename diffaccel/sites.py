@@ -3,7 +3,8 @@
 Four levels: `"sublayer"` catches attention and MLP outputs before the gate, as TaylorSeer does; `"block"` catches
 whole block outputs; `"model"` catches one feature, the output of the last block, before the final norm and projection;
 `"deep"` catches what the last layer of a UNet gets from below, as DeepCache does, so that this layer always runs.
-A fifth, `"output"`, is what diffusers' lite mode catches, where a network ends in a `proj_out`: what that returns.
+Two more are for some methods only: `"output"` is what diffusers' lite mode catches, where a network ends in a
+`proj_out`, what that returns; `"branch"` catches what each branch of a layer adds (`diffaccel.branches`), as BAC does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from diffaccel.branches import layers
 from diffaccel.structure import blocks, deep_branch, sublayers, unwrapped
 
 logger = logging.getLogger("diffaccel")
@@ -29,12 +31,14 @@ class Site:
         owner: the module whose attribute is replaced.
         attr: the replaced attribute.
         idle: modules whose output nothing but this site needs; they do not run while the site is forecast.
+        kind: at level "branch", what the site is: "sa", "ca" or "ffn".
     """
 
     name: str
     owner: nn.Module
     attr: str = "forward"
     idle: tuple[nn.Module, ...] = ()
+    kind: str = ""
 
 
 def sites(model: nn.Module, level: str = "sublayer") -> list[Site]:
@@ -43,14 +47,20 @@ def sites(model: nn.Module, level: str = "sublayer") -> list[Site]:
     Raises:
         ValueError: an unknown level, or a network in which no site was found.
     """
-    if level not in (*LEVELS, OUTPUT):
+    if level not in (*LEVELS, *_FURTHER):
         raise ValueError(f"unknown level {level!r}: choose one of {', '.join(LEVELS)}")
     model = unwrapped(model)
-    result = list(_output(model) if level == OUTPUT else _FIND[level](model))
+    result = list({**_FIND, **_FURTHER}[level](model))
     if not result and level == "deep":
         raise ValueError(
             f"no deep site was found in {type(model).__name__}: that level is for UNets whose last up block has two "
             "layers or more. Choose another level"
+        )
+    if not result and level == BRANCH and (blocks(model) or deep_branch(model)):
+        raise ValueError(
+            f"{type(model).__name__} has no attention and no feed-forward layers, so nothing of it can be cached block "
+            "by block: it is a convolutional network. method='taylorseer' with level='deep' (a UNet's last layers run, "
+            "what they get from below is forecast) or level='model' work on it"
         )
     if not result and level == OUTPUT and blocks(model):
         raise ValueError(
@@ -148,8 +158,16 @@ def _output(model: nn.Module) -> Iterator[Site]:
         yield Site(name, head, idle=() if i else idle)
 
 
+def _branches(model: nn.Module) -> Iterator[Site]:
+    for layer in layers(model):
+        for branch in layer.branches:
+            yield Site(branch.name, branch.owner, branch.attr, branch.idle, branch.kind)
+
+
 _FIND: Mapping[str, Callable[[nn.Module], Iterator[Site]]] = MappingProxyType(
     {"sublayer": _sublayers, "block": _blocks, "model": _whole, "deep": _deep}
 )
 LEVELS = tuple(_FIND)
-OUTPUT = "output"  # not among LEVELS: most networks have none, and every network has the other levels or says why not
+# Not among LEVELS: most networks have no output that can be told, and branches are of use where each has a plan.
+OUTPUT, BRANCH = "output", "branch"
+_FURTHER: Mapping[str, Callable[[nn.Module], Iterator[Site]]] = MappingProxyType({OUTPUT: _output, BRANCH: _branches})

@@ -60,7 +60,9 @@ def blocks(model: nn.Module) -> list[Named]:
     ]
     if found or not children:
         return found
-    return next((_below(name, inner) for name, child in children.items() if (inner := blocks(child))), [])
+    # What a torch decoder attends to comes from an encoder, which is no part of the chain.
+    wrapping = sorted(children.items(), key=lambda item: not isinstance(item[1], nn.TransformerDecoder))
+    return next((_below(name, inner) for name, child in wrapping if (inner := blocks(child))), [])
 
 
 def sublayers(block: nn.Module, name: str) -> Iterator[tuple[Named, tuple[nn.Module, ...]]]:
@@ -108,7 +110,7 @@ def deep_branch(model: nn.Module) -> tuple[Named, tuple[nn.Module, ...]] | None:
 
 def is_attention(module: nn.Module) -> bool:
     """Whether a module projects to queries itself."""
-    return any(_QUERIES.search(name) for name, _ in module.named_children())
+    return isinstance(module, nn.MultiheadAttention) or any(_QUERIES.search(name) for name, _ in module.named_children())
 
 
 def is_feed_forward(name: str) -> bool:
