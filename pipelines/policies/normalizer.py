@@ -1,0 +1,59 @@
+"""Linear normalization of observations and actions to -1..1, as Diffusion Policy's `LinearNormalizer` does."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+
+class LinearNormalizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """`normalized = scale * value + offset`, dimension by dimension; saved and loaded like a network.
+
+    Args:
+        observation_dim: size of an observation.
+        action_dim: size of an action.
+    """
+
+    observation_scale: Tensor
+    observation_offset: Tensor
+    action_scale: Tensor
+    action_offset: Tensor
+
+    @register_to_config
+    def __init__(self, observation_dim: int, action_dim: int) -> None:
+        super().__init__()
+        for name, dim in (("observation", observation_dim), ("action", action_dim)):
+            self.register_buffer(f"{name}_scale", torch.ones(dim))
+            self.register_buffer(f"{name}_offset", torch.zeros(dim))
+
+    @classmethod
+    def of(cls, observations: Tensor, actions: Tensor) -> LinearNormalizer:
+        """The normalizer that maps the range of each dimension of some data to -1..1.
+
+        Dimensions that hardly vary (range below 1e-4) are only moved, to 0.
+
+        Args:
+            observations: shape (n, observation_dim).
+            actions: shape (n, action_dim).
+        """
+        made = cls(observations.shape[-1], actions.shape[-1])
+        for name, data in (("observation", observations), ("action", actions)):
+            low, high = data.amin(0).double(), data.amax(0).double()
+            scale = torch.where(high - low < 1e-4, 1.0, 2 / (high - low).clamp(min=1e-4))
+            getattr(made, f"{name}_scale").copy_(scale)
+            getattr(made, f"{name}_offset").copy_(-scale * (high + low) / 2)
+        return made
+
+    def observation(self, values: Tensor) -> Tensor:
+        """Observations (..., observation_dim) as the network sees them, in the normalizer's dtype."""
+        return values.to(self.observation_scale) * self.observation_scale + self.observation_offset
+
+    def action(self, values: Tensor) -> Tensor:
+        """Actions (..., action_dim) as the network sees them."""
+        return values.to(self.action_scale) * self.action_scale + self.action_offset
+
+    def unnormalized_action(self, values: Tensor) -> Tensor:
+        """Actions (..., action_dim) in the robot's units."""
+        return (values - self.action_offset) / self.action_scale
