@@ -81,7 +81,7 @@ def test_a_hundred_steps_of_24_blocks() -> None:
 )
 def test_tables_refused(value: Array, most: int, better: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        best_schedules(value, most, better)  # type: ignore[arg-type]
+        best_schedules(value, most, better)
 
 
 @pytest.mark.parametrize("updates", [0, 3, -1])
