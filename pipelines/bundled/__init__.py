@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from torch import Tensor
 
     from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
+    from diffaccel.pipelines.policy import PolicyPipeline
 
 _FOLDERS = {"flux-digits": "flux_digits", "dit-digits": "dit_digits", "sd-digits": "sd_digits"}
+_POLICIES = {"drawer-open": "policy_drawer_open", "pick-place": "policy_pick_place"}
 _CHECKER, _CLIP, _RENDERS = "digits_checker", "clip_digits", "digits_renders"
 
 NAMES = tuple(_FOLDERS)
 """Names of the bundled pipelines."""
 SINGLE = ("dit-digits",)
 """Those that draw one digit only: their prompts are classes, captions like all others but each a class of its own."""
+POLICIES = tuple(_POLICIES)
+"""Tasks of MetaWorld that there is a bundled policy for."""
+OBSERVATIONS = "observations.safetensors"
+"""File of recorded observations in the folder of a policy."""
 
 
 def _folder(folder: str) -> Path:
@@ -76,6 +83,61 @@ def call_defaults(name: str = "flux-digits") -> dict[str, Any]:
     """
     defaults: dict[str, Any] = json.loads((path(name) / "call_defaults.json").read_text())
     return defaults
+
+
+def policy_path(task: str) -> Path:
+    """The folder of the bundled policy of a task, for ``PolicyPipeline.from_pretrained``.
+
+    Raises:
+        ValueError: there is no policy for this task.
+        FileNotFoundError: its folder was not installed.
+    """
+    if task not in _POLICIES:
+        raise ValueError(f"there is no bundled policy for {task!r}; choose from {', '.join(POLICIES)}")
+    return _folder(_POLICIES[task])
+
+
+def policy(task: str = "pick-place", folder: Path | None = None) -> PolicyPipeline:
+    """A small diffusion policy that was trained on demonstrations, in float32 (the files hold float16).
+
+    ``policy("pick-place")(observations).actions`` needs no simulator; ``bundled.metaworld`` has one.
+
+    Args:
+        task: one of ``POLICIES``.
+        folder: of another policy, written by ``python -m diffaccel.pipelines.bundled.metaworld.export``.
+
+    Raises:
+        ValueError: there is no policy for this task.
+        FileNotFoundError: its folder was not installed.
+    """
+    import torch
+
+    import diffaccel.pipelines.policies.transformer  # noqa: F401  (diffusers loads parts of imported modules only)
+    from diffaccel.pipelines.policy import PolicyPipeline
+
+    place = policy_path(task) if folder is None else folder
+    made: PolicyPipeline = PolicyPipeline.from_pretrained(place, dtype=torch.float32, local_files_only=True)
+    return made
+
+
+def policy_observations(task: str = "pick-place", folder: Path | None = None) -> Tensor:
+    """Observations of the demonstrations a bundled policy was trained on, shape (64, 2, 39): what caches learn from.
+
+    They come from all phases of the task in random order, so that any first few are a fair sample.
+
+    Args:
+        task: one of ``POLICIES``.
+        folder: of another policy, as for ``policy``.
+
+    Raises:
+        ValueError: there is no policy for this task.
+        FileNotFoundError: its folder was not installed.
+    """
+    from safetensors.torch import load_file
+
+    place = policy_path(task) if folder is None else folder
+    observations: Tensor = load_file(place / OBSERVATIONS)["observations"]
+    return observations
 
 
 def checker() -> DigitsChecker:

@@ -35,15 +35,28 @@ class Windows:
     episodes: int
 
 
-def record(task: str, episodes: int, history: int, horizon: int, seed: int = 0) -> Windows:
+def record(
+    task: str, episodes: int, history: int, horizon: int, seed: int = 0, first: int = FIRST_SEED, progress: bool = True
+) -> Windows:
     """Demonstrations of a task, cut into windows; episodes in which the pushed expert fails are left out.
 
     Trajectories begin with the oldest observation given. At both ends of an episode its first and last values repeat.
+
+    Args:
+        task: name of the task.
+        episodes: successful demonstrations.
+        history: observations given, the newest last.
+        horizon: actions.
+        seed: of the pushing.
+        first: seed of the first episode's start, others follow.
+        progress: show a progress bar on stderr.
     """
     world, windows, kept, number = World(task), [], 0, 0
-    with tqdm(total=episodes, desc=f"{task} demonstrations", unit="episode", mininterval=5) as bar:
+    with tqdm(
+        total=episodes, desc=f"{task} demonstrations", unit="episode", mininterval=5, disable=not progress
+    ) as bar:
         while kept < episodes:
-            found = demonstration(world, FIRST_SEED + number, np.random.default_rng((seed, number)))
+            found = demonstration(world, first + number, np.random.default_rng((seed, number)))
             number += 1
             if found is not None:
                 windows += list(_cut(*found, history, horizon))

@@ -29,8 +29,13 @@ RECIPE = Recipe(batch=64, muon=5e-3, adamw=1.5e-3, drop=0.0)
 
 
 def scheduler() -> DDPMScheduler:
-    """The schedule of Diffusion Policy."""
-    return DDPMScheduler(100, beta_schedule="squaredcos_cap_v2", variance_type="fixed_small", clip_sample=True)
+    """The schedule of Diffusion Policy.
+
+    All by keyword: what is given by position, other schedulers of diffusers do not take over.
+    """
+    return DDPMScheduler(
+        num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", variance_type="fixed_small", clip_sample=True
+    )
 
 
 class UniformNoise:
