@@ -69,8 +69,8 @@ def stacked(features: Features) -> Tensor:
         if len({part.shape for part in parts}) > 1:
             raise ValueError(f"all features need one shape, got {sorted({tuple(part.shape) for part in parts})}")
         return torch.stack(parts)
-    # Numbers of Python's own go through numpy, which keeps all their digits.
-    return features if isinstance(features, Tensor) else torch.as_tensor(np.asarray(features))
+    # By numpy, which keeps all digits of Python's numbers; a copy, since torch takes no reversed or read-only array.
+    return features if isinstance(features, Tensor) else torch.from_numpy(np.array(features, order="C"))
 
 
 def _gram(one: Tensor) -> Tensor:

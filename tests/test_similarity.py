@@ -76,15 +76,19 @@ def test_of_samples_the_mean_of_their_tables(metric: str) -> None:
         assert similarity(loud.transpose(0, 1), metric) != pytest.approx(np.mean(tables, axis=0), rel=1e-2)
 
 
-@pytest.mark.parametrize("form", ["tensor", "numpy", "list", "list of tensors", "list of arrays"])
+@pytest.mark.parametrize(
+    "form", ["tensor", "numpy", "reversed", "read-only", "list", "list of tensors", "list of arrays"]
+)
 def test_forms_of_features(form: str) -> None:
     features = outputs()[0].double()
     given: Any = {
         "tensor": features,
         "numpy": features.numpy(),
+        "reversed": features.numpy()[::-1].copy()[::-1],
+        "read-only": np.broadcast_to(features.numpy(), features.shape),
         "list": features.tolist(),
-        "list of tensors": list(features),
-        "list of arrays": list(features.numpy()),
+        "of tensors": list(features),
+        "of arrays": list(features.numpy()),
     }[form]
     assert np.array_equal(similarity(given), similarity(features))
 

@@ -43,8 +43,8 @@ def adaptive_schedule(
         better: "higher" for a similarity such as cosine, "lower" for a distance, see `BETTER`.
         objective: "anchor", as released (ky-ji/HAS): every step counts with its similarity to the computed step whose
             output it uses, see `anchor_score`. "adjacent", as printed in the paper: every step that is not computed
-            counts with its similarity to the step before, see `adjacent_score`; the best choice leaves out the
-            changes that are largest, and ignores that they add up.
+            counts with its similarity to the step before, see `adjacent_score`. The best choice then computes the steps
+            of largest change, blind to small changes that add up.
 
     Returns:
         The computed steps, rising from 0. Of schedules that are equally good the one with earlier steps: "anchor"
@@ -150,8 +150,8 @@ def bubbling_union(
 ) -> dict[str, list[int]] | list[list[int]]:
     """Refresh the blocks of the largest loss whenever a feed-forward block that runs after them is refreshed (BUA).
 
-    Feed-forward blocks take over what comes before them in the same layer and in all layers above. Only the `n`
-    blocks' schedules change, and they only grow.
+    After a block run the feed-forward blocks of deeper layers and, if it is an attention, that of its own layer. It takes
+    over their schedules as they were before any union. No other schedule changes.
 
     Args:
         schedules: computed steps of each block, by its name, or in the order of `blocks`.
