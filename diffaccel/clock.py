@@ -79,8 +79,8 @@ class Clock:
         """A call failed: whatever comes next begins a run."""
         self._interrupted = True
 
-    def locate(self, time: Any, given: Tensor | None = None) -> Moment:
-        """The moment of a call.
+    def locate(self, time: Any, given: Tensor | None = None) -> Moment | None:
+        """The moment of a call; None, which some clocks answer, for one that is to run as if nothing were attached.
 
         Args:
             time: the timestep it is given, a number, or a tensor, whose mean counts.

@@ -1,4 +1,4 @@
-"""The denoisers of a pipeline: the networks it calls at every step, and the clock of each."""
+"""The denoisers of a pipeline or policy: the networks it calls at every step, and the clock of each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 from torch import nn
 
 from diffaccel.clock import Clock, PipelineClock
+from diffaccel.compiled import is_compiled
+from diffaccel.pipelines.policies import foreign
+from diffaccel.query_clock import QueryClock
 
 # Components under which diffusers pipelines keep the networks that are called at every step.
 DENOISERS = (
+    "denoiser",
     "transformer",
     "transformer_2",
     "unconditional_transformer",
@@ -22,11 +26,18 @@ DENOISERS = (
     "decoder",
     "super_res_first",
     "super_res_last",
+    "denoiser",
 )
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The networks a pipeline calls at every step, by name; empty if it has none."""
+    """The networks a pipeline or policy calls at every step, by name; empty if it has none.
+
+    Raises:
+        TypeError: a policy of another project whose network is not clear.
+    """
+    if foreign.recognised(pipe):
+        return dict([foreign.network_of(pipe)])
     return {name: part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)}
 
 
@@ -35,7 +46,16 @@ def clocks(pipe: Any) -> Mapping[str, Clock]:
 
     Raises:
         TypeError: the pipeline has no denoiser, or no scheduler.
+        ValueError: a policy of another project whose network is compiled.
     """
+    if foreign.recognised(pipe):
+        name, network = foreign.network_of(pipe)
+        if is_compiled(network):
+            raise ValueError(
+                f"the {type(network).__name__} of this {type(pipe).__name__} is compiled, and policies that run a "
+                "sampling loop of their own are accelerated uncompiled only"
+            )
+        return {name: QueryClock(foreign.entries_of(pipe))}
     schedulers = {name: _scheduler_of(pipe, name) for name in denoisers(pipe)}
     if not schedulers or None in schedulers.values():
         raise TypeError(

@@ -6,7 +6,6 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -19,7 +18,7 @@ from diffaccel.structure import unwrapped
 
 
 @dataclass
-class PolicyOutput(BaseOutput):  # type: ignore[misc]
+class PolicyOutput(BaseOutput):
     """What a policy decided.
 
     Attributes:
@@ -31,7 +30,7 @@ class PolicyOutput(BaseOutput):  # type: ignore[misc]
     trajectory: Tensor
 
 
-class PolicyPipeline(DiffusionPipeline):  # type: ignore[misc]
+class PolicyPipeline(DiffusionPipeline):
     """A diffusion policy: network, diffusers scheduler, normalizer and horizons.
 
     Saved, loaded and moved like any pipeline of diffusers, and accelerated like one:
@@ -140,7 +139,7 @@ class PolicyPipeline(DiffusionPipeline):  # type: ignore[misc]
         shape = (batch, self.config.horizon, len(self.normalizer.action_scale))
         device, dtype = self._execution_device, _dtype(self.denoiser)
         if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         if latents.shape != shape:
             raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
         return latents.to(device, dtype)
@@ -182,7 +181,7 @@ class PolicyPipeline(DiffusionPipeline):  # type: ignore[misc]
         return int(steps)
 
     def _checked(self, observations: Tensor | NDArray[Any]) -> Tensor:
-        given = torch.as_tensor(np.asarray(observations) if isinstance(observations, list) else observations)
+        given = torch.as_tensor(observations)
         expected = (self.config.n_obs_steps, len(self.normalizer.observation_scale))
         if given.ndim != 3 or tuple(given.shape[1:]) != expected:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -10,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 
-class TransformerForDiffusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class TransformerForDiffusion(ModelMixin, ConfigMixin):
     """Predicts the noise of a trajectory of actions from observations.
 
     Trajectory tokens attend to each other and to condition tokens: one of the time, one of each observation. Without
@@ -35,7 +36,7 @@ class TransformerForDiffusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         ValueError: observations without a condition token of the time.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         input_dim: int,
@@ -66,17 +67,17 @@ class TransformerForDiffusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.cond_obs_emb = nn.Linear(cond_dim, n_emb) if cond_dim > 0 else None
         self.cond_pos_emb = None if self.encoder_only else nn.Parameter(torch.zeros(1, conditions, n_emb))
 
-        layer = {"d_model": n_emb, "nhead": n_head, "dim_feedforward": 4 * n_emb, "dropout": p_drop_attn}
-        kind = {"activation": "gelu", "batch_first": True, "norm_first": True}
+        layer: dict[str, Any] = {"d_model": n_emb, "nhead": n_head, "dim_feedforward": 4 * n_emb}
+        layer |= {"dropout": p_drop_attn, "activation": "gelu", "batch_first": True, "norm_first": True}
         if self.encoder_only or n_cond_layers > 0:
-            one = nn.TransformerEncoderLayer(**layer, **kind)
+            one = nn.TransformerEncoderLayer(**layer)
             depth = n_layer if self.encoder_only else n_cond_layers
             self.encoder: nn.Module = nn.TransformerEncoder(one, depth, enable_nested_tensor=False)
         else:
             self.encoder = nn.Sequential(nn.Linear(n_emb, 4 * n_emb), nn.Mish(), nn.Linear(4 * n_emb, n_emb))
         self.decoder = None
         if not self.encoder_only:
-            self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**layer, **kind), n_layer)
+            self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**layer), n_layer)
 
         self.register_buffer("mask", _additive(_no_later(tokens, tokens, 0)) if causal_attn else None)
         # The time comes first among the condition tokens, so token t sees it and the observations up to t.
@@ -100,7 +101,7 @@ class TransformerForDiffusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         times = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
         time = self.time_emb(times).to(sample.dtype)[:, None]
         trajectory = self.input_emb(sample)
-        if self.decoder is None:
+        if self.decoder is None or self.cond_pos_emb is None:
             tokens = torch.cat([time, trajectory], dim=1)
             hidden = self.encoder(self.drop(tokens + self.pos_emb[:, : tokens.shape[1]]), mask=self.mask)[:, 1:]
         else:
