@@ -76,9 +76,7 @@ def test_of_samples_the_mean_of_their_tables(metric: str) -> None:
         assert similarity(loud.transpose(0, 1), metric) != pytest.approx(np.mean(tables, axis=0), rel=1e-2)
 
 
-@pytest.mark.parametrize(
-    "form", ["tensor", "numpy", "reversed", "read-only", "list", "list of tensors", "list of arrays"]
-)
+@pytest.mark.parametrize("form", ["tensor", "numpy", "reversed", "read-only", "list", "of tensors", "of arrays"])
 def test_forms_of_features(form: str) -> None:
     features = outputs()[0].double()
     given: Any = {

@@ -150,8 +150,8 @@ def bubbling_union(
 ) -> dict[str, list[int]] | list[list[int]]:
     """Refresh the blocks of the largest loss whenever a feed-forward block that runs after them is refreshed (BUA).
 
-    After a block run the feed-forward blocks of deeper layers and, if it is an attention, that of its own layer. It takes
-    over their schedules as they were before any union. No other schedule changes.
+    After a block run the feed-forward blocks of deeper layers and, if it is an attention, that of its own layer. Each
+    of the `n` takes over their schedules, as they were before any union. No other schedule changes.
 
     Args:
         schedules: computed steps of each block, by its name, or in the order of `blocks`.
