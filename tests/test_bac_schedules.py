@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffaccel.methods.bac import (
@@ -71,6 +71,7 @@ def test_oracle_printed_form(case: dict[str, Any]) -> None:
     assert found in printed["optimal"]
 
 
+@settings(deadline=None)
 @given(
     steps=st.integers(2, 9), seed=st.integers(0, 2**32 - 1), objective=st.sampled_from(["anchor", "adjacent"]),
     better=st.sampled_from(["higher", "lower"]),

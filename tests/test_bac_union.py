@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -53,6 +53,7 @@ def test_oracle_bubbling_from_features(case: dict[str, Any]) -> None:
     assert sum(map(len, union.values())) == case["total_updates"]
 
 
+@settings(deadline=None)
 @given(layers=st.integers(1, 4), seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_what_a_union_keeps(layers: int, seed: int, data: st.DataObject) -> None:
     rng, blocks = np.random.default_rng(seed), block_names(layers)

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffaccel.segments import best_schedules, share_budget
@@ -28,6 +28,7 @@ def worth(value: Array, schedule: list[int]) -> float:
     return float(sum(value[start, end] for start, end in zip(schedule, ends, strict=True)))
 
 
+@settings(deadline=None)
 @given(steps=st.integers(1, 8), seed=SEEDS, higher=st.booleans())
 def test_the_best_of_all_schedules(steps: int, seed: int, higher: bool) -> None:
     value = np.random.default_rng(seed).normal(size=(steps, steps))
@@ -40,6 +41,7 @@ def test_the_best_of_all_schedules(steps: int, seed: int, higher: bool) -> None:
         assert best.scores[updates - 1] == best.score(updates)
 
 
+@settings(deadline=None)
 @given(steps=st.integers(2, 8), seed=SEEDS, higher=st.booleans())
 def test_of_equal_schedules_the_segments_that_end_first(steps: int, seed: int, higher: bool) -> None:
     value = np.random.default_rng(seed).integers(0, 3, size=(steps, steps)).astype(float)  # many schedules are equal
@@ -92,6 +94,7 @@ def test_only_what_was_sought_can_be_asked(updates: int) -> None:
             ask(updates)
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     seed=SEEDS,
