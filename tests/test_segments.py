@@ -118,6 +118,7 @@ def test_the_best_way_to_share(lengths: list[int], seed: int, unit: int, extra: 
 def test_by_hand() -> None:
     halves, flat = [8.0, 4.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0]
     assert share_budget([halves, flat], [1, 1], 5) == [4, 1]  # what gains nothing is not bought
+    assert share_budget([flat, flat], [1, 1], 8) == [1, 1]  # though it could be paid
     assert share_budget([halves, halves], [1, 1], 6) == [3, 3]
     assert share_budget([halves, halves], [1, 3], 7) == [4, 1]  # three updates of the first for one of the second
     assert share_budget([halves, halves], [1, 3], 6) == [3, 1]
