@@ -81,6 +81,11 @@ class PolicyPipeline(DiffusionPipeline):
         )
         self.set_progress_bar_config(disable=True)  # a bar for each action of a robot is of no use
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, be it one of diffusers or not."""
+        return next(self.denoiser.parameters()).device
+
     @torch.no_grad()
     def __call__(
         self,
