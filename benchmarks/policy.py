@@ -4,9 +4,9 @@
     python benchmarks/policy.py --task pick-place --output runs/few.json --episodes 4 --cells ddpm-100 ddim-10
 
 Each cell runs the same episodes from the same starts with the same noise. Errors are root mean squares over the
-executed actions of held-out observations, in units of the normalizer (-1..1), to the run of all steps of the
-same sampler with the same noise. Time is processor time of one decision at batch 1 on one thread, taken in turn
-with the full run; operations are those of all matrix products of a decision.
+executed actions of held-out observations, in units of the normalizer (-1..1), from the same noise: of DDPM to DDPM
+with 100 steps, of all others, which are deterministic, to DDIM with 100 steps. Time is processor time of one decision
+at batch 1 on one thread, taken in turn with the full run; operations are those of all matrix products of a decision.
 
 Every cell is kept under runs/ when it is done: start the same command again to go on, or to add cells.
 `policy_table.py` shows the result, `policy_plot.py` draws it.
@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--task", choices=list(bundled.POLICIES), required=True)
     parser.add_argument("--policy", type=Path, help="folder that export.py wrote; the bundled policy unless given")
     parser.add_argument("--cells", nargs="+", help="names of cells, or patterns such as 'ddim-*'; all unless given")
-    parser.add_argument("--episodes", type=int, default=200, help="of each cell")
+    parser.add_argument("--episodes", type=int, default=100, help="of each cell")
     parser.add_argument("--worlds", type=int, default=50, help="episodes that run at once")
     parser.add_argument("--observations", type=int, default=64, help="held-out decisions whose errors are measured")
     parser.add_argument("--rounds", type=int, default=7, help="timings of each cell")

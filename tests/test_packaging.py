@@ -25,6 +25,7 @@ SHIPPED_WEIGHTS = {
     "digits_renders": ".npz",
     "dit_digits": ".safetensors",
     "flux_digits": ".safetensors",
+    "policy_drawer_open": ".safetensors",
     "sd_digits": ".safetensors",
 }
 

@@ -19,10 +19,9 @@ tags: [diffusion-policy, metaworld, miniature]
 
 # policy-{task}
 
-A small diffusion policy for the task `{task}` of MetaWorld, a simulated Sawyer arm: the transformer of
-Diffusion Policy (arXiv:2303.04137), fed with positions instead of pictures. It decides {executed} actions at a
-time from the last {history} observations, by denoising a trajectory of {horizon} actions with DDPM in {steps}
-steps.
+A small diffusion policy for the task `{task}` of MetaWorld, a simulated Sawyer arm: the transformer of Diffusion
+Policy (arXiv:2303.04137), fed with positions instead of pictures. It decides {executed} actions at a time from the last
+{history} observations, by denoising a trajectory of {horizon} actions with DDPM in {steps} steps.
 
 ```python
 from diffaccel.pipelines import bundled
@@ -63,10 +62,10 @@ MetaWorld (MIT licence) is needed to record demonstrations and to run episodes, 
 
 ## Training
 
-`python -m diffaccel.pipelines.bundled.metaworld.train --task {task} --output DIR` on a CPU: {samples} samples in
-{minutes:.0f} minutes on one core of a machine that others used as well. Muon for the matrices in the layers,
-AdamW for the rest, batch {batch}, no dropout, linear decay to zero over the second half; the weights are an
-exponential moving average.
+`python -m diffaccel.pipelines.bundled.metaworld.train --task {task} --minutes {minutes:.0f} --output DIR` on a CPU:
+{samples} samples in that time on one core of a machine that others used as well. Muon for the matrices in the layers,
+AdamW for the rest, batch {batch}, no dropout, linear decay to zero over the second half; the weights are an exponential
+moving average.
 
 ## Measured
 

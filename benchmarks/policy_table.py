@@ -1,0 +1,106 @@
+"""Tables of `policy.py`, so that no number is ever typed by hand.
+
+python benchmarks/policy_table.py benchmarks/policy_drawer_open.json benchmarks/policy_pick_place.json --into README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from table import insert, percent_of, rows
+
+Entry = Mapping[str, Any]
+BEGIN, END = "<!-- policy:begin -->", "<!-- policy:end -->"
+
+
+def policy_table(cells: Sequence[Entry]) -> str:
+    """One row per cell; the best plain run in the time of each cached one is that with most successes."""
+    header = ["policy", "success", "less than full", "action error", "ms a decision", "speed-up", "of its bound"]
+    header += ["GFLOP", "updates a block", "best plain run in its time"]
+    return rows([header, *(line(cell) for cell in cells)])
+
+
+def line(cell: Entry) -> list[str]:
+    """The cells of one row."""
+    low, high = min(cell["time"]["ratios"]), max(cell["time"]["ratios"])
+    return [
+        cell["name"],
+        share(cell["success"]),
+        against(cell["against_full"]),
+        "-" if cell["error"] is None else between(cell["error"]),
+        f"{cell['milliseconds']:.1f}",
+        f"{cell['speed_up']:.1f}x ({1 / high:.1f}-{1 / low:.1f})",
+        percent_of(cell["bound_reached"]),
+        f"{cell['flops'] / 1e9:.2f}",
+        f"{cell['updates']:.1f}",
+        "" if cell["method"] is None else plain_in_time(cell),
+    ]
+
+
+def share(value: Mapping[str, float]) -> str:
+    """A share with its interval in percent, such as `87% (82-91)`."""
+    return f"{100 * value['value']:.0f}% ({100 * value['low']:.0f}-{100 * value['high']:.0f})"
+
+
+def between(value: Mapping[str, float]) -> str:
+    """A mean with its interval, such as `.012 (.010-.015)`."""
+    return f"{value['value']:.4f} ({value['low']:.4f}-{value['high']:.4f})"
+
+
+def against(pairs: Entry) -> str:
+    """A paired difference in percent, its interval, and McNemar's p where it is small."""
+    value = pairs["difference"]
+    clear = f", p = {pairs['p']:.1g}" if pairs["p"] < 0.05 else ""
+    return f"{100 * value['value']:+.0f} ({100 * value['low']:+.0f} to {100 * value['high']:+.0f}){clear}"
+
+
+def plain_in_time(cell: Entry) -> str:
+    """The best plain run that takes no longer, and how much better the cell is."""
+    other = cell.get("equal_time")
+    return "none" if other is None else f"{other['name']}: {against(other)}"
+
+
+def provenance(result: Entry) -> str:
+    """What the numbers of a table are and where they come from."""
+    machine, versions, settings = result["machine"], result["versions"], result["settings"]
+    return (
+        f"{settings['episodes']} episodes of {settings['task']} (MetaWorld {versions['metaworld']}) for each, with "
+        "equal starts and noise; differences are paired, in percent of the episodes. Action error is the root mean "
+        f"square over the executed actions of {settings['observations']} held-out observations, in units of the "
+        "normalizer (-1..1), from the same noise: of DDPM to DDPM with 100 steps, of all others to DDIM with 100. "
+        "Intervals are 95%. Time is processor time of one decision at batch 1 on one thread, median of "
+        f"{settings['rounds']} rounds, speed-ups with the least and most of a round ({machine['cpu']}, torch "
+        f"{versions['torch']}, diffusers {versions['diffusers']}, "
+        f"{result['date'][:10]}). Recorded by `{result['command']}`."
+    )
+
+
+def selected(cells: Sequence[Entry], patterns: Sequence[str]) -> list[Entry]:
+    """The cells whose names match one of the patterns, in their order."""
+    return [cell for cell in cells if any(fnmatch(cell["name"], pattern) for pattern in patterns)]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files written by policy.py")
+    parser.add_argument("--cells", nargs="+", default=["*"], help="names of cells, or patterns such as 'ddim-*'")
+    parser.add_argument("--into", type=Path, help=f"document that takes the tables, between {BEGIN} and {END}")
+    arguments = parser.parse_args()
+    parts = []
+    for result in (json.loads(path.read_text()) for path in arguments.results):
+        parts += [provenance(result), policy_table(selected(result["cells"], arguments.cells))]
+    text = "\n\n".join(parts)
+    if arguments.into:
+        insert(text, arguments.into, BEGIN, END)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
