@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 
 from diffaccel.pipelines.policies.normalizer import LinearNormalizer
 from diffaccel.structure import unwrapped
+
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
@@ -31,20 +35,17 @@ class PolicyOutput(BaseOutput):
 
 
 class PolicyPipeline(DiffusionPipeline):
-    """A diffusion policy: network, diffusers scheduler, normalizer and horizons.
-
-    Saved, loaded and moved like any pipeline of diffusers, and accelerated like one:
+    """A diffusion policy: saved, loaded and moved like any pipeline of diffusers, and accelerated like one:
     `accelerate_pipeline(pipe, method="bac", calibration=observations, updates=10)`.
 
     Args:
-        denoiser: predicts noise (or what else the scheduler wants) from noisy trajectories (batch, horizon,
-            action_dim), times (batch,), and observations named `cond`, shape (batch, n_obs_steps, observation_dim), or
-            `global_cond` or `conditioning_vec`, flattened to (batch, n_obs_steps * observation_dim).
+        denoiser: predicts noise (or what the scheduler wants) from noisy trajectories, times (batch,), and observations
+            named `cond`, or `global_cond` or `conditioning_vec`, flattened to (batch, n_obs_steps * observation_dim).
         scheduler: any of diffusers.
         normalizer: of observations and actions.
         horizon: actions in a trajectory; it begins at the oldest observation.
         n_obs_steps: observations given.
-        n_action_steps: actions of a trajectory that are executed, from the newest observation on.
+        n_action_steps: actions executed, from the newest observation on.
         num_inference_steps: default of calls; the scheduler's training steps if None.
 
     Raises:
@@ -65,6 +66,8 @@ class PolicyPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
     ) -> None:
         super().__init__()
+        if num_inference_steps is not None and num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
         if min(horizon, n_obs_steps, n_action_steps) < 1 or n_obs_steps - 1 + n_action_steps > horizon:
             raise ValueError(
                 f"a trajectory of horizon={horizon} cannot hold n_obs_steps={n_obs_steps} and n_action_steps="
@@ -81,17 +84,57 @@ class PolicyPipeline(DiffusionPipeline):
         )
         self.set_progress_bar_config(disable=True)  # a bar for each action of a robot is of no use
 
+    @classmethod
+    def from_diffusion_policy(
+        cls,
+        source: Mapping[str, Tensor] | str | Path,
+        scheduler: SchedulerMixin | None = None,
+        n_action_steps: int = 8,
+        n_obs_steps: int | None = None,
+        num_inference_steps: int | None = None,
+        n_head: int = 4,
+        ema: bool = True,
+    ) -> PolicyPipeline:
+        """A low-dimensional transformer policy of real-stanford/diffusion_policy, from its checkpoint.
+
+        Horizon, sizes, layers and masks are read off the parameters; the rest is in the configuration the policy was
+        trained with. Trajectories begin at the oldest observation, as in the published configurations.
+
+        Args:
+            source: its state dict, a file of it, or of the payload around it; see `policies.checkpoints.read`.
+            scheduler: the published one if None, DDPM with 100 steps.
+            n_action_steps: as for the class.
+            n_obs_steps: as for the class; as many as there are condition tokens for them if None.
+            num_inference_steps: as for the class.
+            n_head: attention heads.
+            ema: take the averaged weights of a payload that has them.
+
+        Raises:
+            FileNotFoundError, ValueError: as `policies.checkpoints.read`, or horizons that do not fit.
+        """
+        from diffaccel.pipelines.policies import checkpoints
+
+        found = checkpoints.read(source, n_head, ema)
+        parts = (found.denoiser, scheduler or checkpoints.published_scheduler(), found.normalizer)
+        return cls(*parts, found.horizon, n_obs_steps or found.n_obs_steps, n_action_steps, num_inference_steps)
+
+    @property
+    def default_steps(self) -> int:
+        """Denoising steps of a call that does not say how many."""
+        steps = self.config.num_inference_steps
+        return int(steps if steps is not None else self.scheduler.config.num_train_timesteps)
+
     @property
     def device(self) -> torch.device:
         """Where the network is, be it one of diffusers or not."""
-        return next(self.denoiser.parameters()).device
+        return torch.device(next(self.denoiser.parameters()).device)
 
     @torch.no_grad()
     def __call__(
         self,
         observations: Tensor | NDArray[Any],
         num_inference_steps: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: Tensor | None = None,
         return_dict: bool = True,
     ) -> PolicyOutput | tuple[Tensor, Tensor]:
@@ -118,22 +161,17 @@ class PolicyPipeline(DiffusionPipeline):
         return PolicyOutput(actions, trajectory) if return_dict else (actions, trajectory)
 
     def conditioning(self, observations: Tensor | NDArray[Any]) -> dict[str, Tensor]:
-        """Observations, as the call takes them, normalized and by the name under which the network takes them.
+        """Observations as the network takes them: normalized, and by the name of its argument.
 
         Raises:
             ValueError: observations of another shape, or values that are not finite.
         """
-        given = self._checked(observations).to(self._execution_device)
-        normalized = self.normalizer.observation(given).to(_dtype(self.denoiser))
+        given = self.normalizer.observation(self._checked(observations))
+        given = given.to(self._execution_device, _dtype(self.denoiser))
         name = _takes(self.denoiser)
-        return {name: normalized if name == "cond" else normalized.flatten(1)}
+        return {name: given if name == "cond" else given.flatten(1)}
 
-    def noise(
-        self,
-        batch: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
+    def noise(self, batch: int, generator: Generators = None, latents: Tensor | None = None) -> Tensor:
         """The noise that `sample` starts from, shape (batch, horizon, action_dim): drawn, or `latents` if given.
 
         Raises:
@@ -154,7 +192,7 @@ class PolicyPipeline(DiffusionPipeline):
         conditioning: dict[str, Tensor],
         latents: Tensor,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """The denoising loop by itself. Gradients flow through it; the call runs it without any.
 
@@ -179,11 +217,9 @@ class PolicyPipeline(DiffusionPipeline):
         return sample.to(torch.promote_types(sample.dtype, torch.float32))
 
     def _steps(self, wanted: int | None) -> int:
-        steps = wanted if wanted is not None else self.config.num_inference_steps
-        steps = steps if steps is not None else self.scheduler.config.num_train_timesteps
-        if steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
-        return int(steps)
+        if wanted is not None and wanted < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {wanted}")
+        return self.default_steps if wanted is None else wanted
 
     def _checked(self, observations: Tensor | NDArray[Any]) -> Tensor:
         given = torch.as_tensor(observations)

@@ -76,4 +76,4 @@ class LinearNormalizer(ModelMixin, ConfigMixin):
 
     def unnormalized_action(self, values: Tensor) -> Tensor:
         """Actions (..., action_dim) in the robot's units."""
-        return (values - self.action_offset) / self.action_scale
+        return (values.to(self.action_scale.device) - self.action_offset) / self.action_scale
