@@ -32,6 +32,9 @@ _BRANCHES = (
 # The same for a gated feed-forward layer whose projections lie in the block itself, beside its attention.
 _GATED = ("down_proj", ("gate_proj", "up_proj", "mlp_act"))
 
+# The levels of a UNet of one dimension, each a list.
+_LEVELS = ("down_modules", "mid_modules", "up_modules")
+
 # What a layer of a UNet's block is made of, one of each.
 _LAYER_PARTS = {"resnets", "attentions", "temp_convs", "temp_attentions", "motion_modules"}
 
@@ -93,6 +96,8 @@ def deep_branch(model: nn.Module) -> tuple[Named, tuple[nn.Module, ...]] | None:
     Returns:
         the last module of the layer before, which returns the feature, and the modules that lead to it.
     """
+    if all(isinstance(getattr(model, name, None), nn.ModuleList) for name in _LEVELS):
+        return _deep_level(model)
     chain = blocks(model)
     last = dict(chain).get(name := f"up_blocks.{len(getattr(model, 'up_blocks', ())) - 1}")
     layers = len(getattr(last, "resnets", None) or ())
@@ -108,9 +113,27 @@ def deep_branch(model: nn.Module) -> tuple[Named, tuple[nn.Module, ...]] | None:
     return (end, module), tuple(part for _, part in (*chain[:-1], *leading))
 
 
+def _deep_level(model: nn.Module) -> tuple[Named, tuple[nn.Module, ...]] | None:
+    """The same cut of Diffusion Policy's UNet (arXiv:2303.04137), whose levels are lists: two blocks, and a resampling.
+
+    The last up level joins one feature from below with what a down level had before it was resampled. Down levels above
+    that one may be left without a use for theirs.
+    """
+    down, _, up = (list(getattr(model, name)) for name in _LEVELS)
+    if not 1 <= len(up) <= len(down) or not all(isinstance(level, nn.ModuleList) for level in (*down, *up)):
+        return None
+    joined = len(down) - len(up)
+    chain = [item for name in _LEVELS for item in _items(model, name)]
+    first = sum(len(level) for level in down[: joined + 1]) - 1  # the resampling of the level that is joined
+    *leading, deep = chain[first : len(chain) - len(up[-1])]
+    return deep, tuple(part for _, part in leading)
+
+
 def is_attention(module: nn.Module) -> bool:
     """Whether a module projects to queries itself."""
-    return isinstance(module, nn.MultiheadAttention) or any(_QUERIES.search(name) for name, _ in module.named_children())
+    if isinstance(module, nn.MultiheadAttention):  # whose projection is no child
+        return True
+    return any(_QUERIES.search(name) for name, _ in module.named_children())
 
 
 def is_feed_forward(name: str) -> bool:
