@@ -10,14 +10,18 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from diffaccel.branch_session import BranchSession
 from diffaccel.clock import Clock
 from diffaccel.denoisers import clocks, denoisers
 from diffaccel.gate import GatedSession
 from diffaccel.methods import Calibrated, Method, of_network, resolve
 from diffaccel.methods.first_block import FirstBlock
+from diffaccel.pipelines.policies import foreign
 from diffaccel.plan import Plan
+from diffaccel.query_clock import QueryClock
 from diffaccel.report import Report
 from diffaccel.session import Session
+from diffaccel.sites import BRANCH
 from diffaccel.watch import check_free
 
 Pipeline = TypeVar("Pipeline")
@@ -40,7 +44,7 @@ class Acceleration:
         self.method = method
         self._clocks, self._pipe = clocks, pipe
         # Everything that can be refused is refused here, before anything is attached.
-        kind = GatedSession if isinstance(method, FirstBlock) else Session
+        kind = _session_of(method)
         self._sessions = {
             name: kind(network, of_network(method, name), clocks[name]) for name, network in networks.items()
         }
@@ -86,6 +90,8 @@ class Acceleration:
             return int(known)
         if self._pipe is None:
             return next(iter(self._clocks.values())).steps
+        if isinstance(steps := getattr(self._pipe, "default_steps", None), int):
+            return steps
         default = inspect.signature(type(self._pipe).__call__).parameters.get("num_inference_steps")
         return default.default if default is not None and isinstance(default.default, int) else 50
 
@@ -108,13 +114,21 @@ class Acceleration:
         return "\n".join(str(session.report()) for session in self._sessions.values())
 
 
+def _session_of(method: Method) -> type[Session]:
+    if isinstance(method, FirstBlock):
+        return GatedSession
+    return BranchSession if method.level == BRANCH else Session
+
+
 def accelerate_pipeline(pipe: Pipeline, method: Chosen = "taylorseer", **options: Any) -> Pipeline:
-    """Accelerate a diffusers pipeline in place.
+    """Accelerate a diffusers pipeline, or a diffusion policy, in place.
 
     `pipe.acceleration` then holds the handle: `.plan`, `.report()`, `.remove()`.
 
     Args:
-        pipe: a diffusers pipeline with a scheduler and a transformer or UNet.
+        pipe: a diffusers pipeline with a scheduler and a transformer or UNet; a
+            `diffaccel.pipelines.policy.PolicyPipeline`; or a policy of lerobot's, real-stanford/diffusion_policy's or
+            RDT's kind, whose own methods (`select_action`, `predict_action`) are then faster.
         method: a name in `diffaccel.METHODS`, which takes the preset of the pipeline's class; a word in
             `diffaccel.SPEEDS`; a file of `diffaccel.save_config`; diffusers' `TaylorSeerCacheConfig` or
             `FirstBlockCacheConfig`; or an instance.
@@ -130,7 +144,7 @@ def accelerate_pipeline(pipe: Pipeline, method: Chosen = "taylorseer", **options
             that cannot be had here, or a calibration that is missing or of another pipeline. The pipeline is as it was
             before.
     """
-    if isinstance(pipe, nn.Module):
+    if isinstance(pipe, nn.Module) and not foreign.recognised(pipe):
         raise TypeError(
             f"{type(pipe).__name__} is a network, not a pipeline: use diffaccel.accelerate(network, method, steps=...)"
         )
@@ -140,6 +154,9 @@ def accelerate_pipeline(pipe: Pipeline, method: Chosen = "taylorseer", **options
         check_free(network)
     if isinstance(chosen, Calibrated):
         chosen = chosen.calibrated(pipe)
+    for clock in ticking.values():
+        if isinstance(clock, QueryClock):
+            clock.calls = getattr(chosen, "evaluations", None)
     Acceleration(chosen, networks, ticking, pipe)
     return pipe
 

@@ -71,14 +71,11 @@ def layers(network: nn.Module) -> list[Layer]:
     return found or [layer for name, block in blocks(network) if (layer := _other(name, block)) is not None]
 
 
-def stacks(network: nn.Module) -> dict[str, nn.Module]:
-    """Containers of torch that run their layers one after the other and do nothing else, by dotted path."""
+def stacks(network: nn.Module) -> list[tuple[nn.Module, list[nn.Module]]]:
+    """Containers of torch that run their layers one after the other and do nothing else, with those layers."""
     kinds = (nn.TransformerDecoder, nn.TransformerEncoder)
-    return {
-        name: module
-        for name, module in unwrapped(network).named_modules()
-        if isinstance(module, kinds) and module.norm is None
-    }
+    found = [module for module in unwrapped(network).modules() if isinstance(module, kinds) and module.norm is None]
+    return [(stack, list(stack.layers)) for stack in found]
 
 
 def condition_encoder(network: nn.Module) -> nn.Module | None:

@@ -63,12 +63,18 @@ def dims_axis(tensor: Tensor) -> int:
     return 1 if tensor.ndim >= 4 else tensor.ndim - 1
 
 
+_ONE_TENSOR: TreeSpec = tree_flatten(torch.empty(0))[1]
+
+
 class Feature:
     """The output of a site at one step: its tensors, by reference, and the structure that held them."""
 
     def __init__(self, output: Any) -> None:
-        leaves, self.spec = tree_flatten(output)
-        self.leaves: list[Any] = leaves
+        self.leaves: list[Any]
+        if isinstance(output, Tensor):  # as most are; small networks are called faster than trees are walked
+            self.leaves, self.spec = [output], _ONE_TENSOR
+        else:
+            self.leaves, self.spec = tree_flatten(output)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -97,17 +103,26 @@ def forecast(anchors: Sequence[Feature], weights: Sequence[float] | Mapping[int,
             held = [anchor.leaves[i] for anchor in anchors]
             own = weights[i] if isinstance(weights, Mapping) else weights
             leaves[i] = weighted_sum_by_dimension(held, own) if isinstance(own, Tensor) else weighted_sum(held, own)
-    return tree_unflatten(leaves, spec)
+    return leaves[0] if spec is _ONE_TENSOR else tree_unflatten(leaves, spec)
 
 
-def stand_in(output: Any) -> Any:
-    """An output of the same shapes that owns no memory. NaN everywhere, so that a value that leaks is seen at once."""
+def stand_in(output: Any, made: Any = None) -> Any:
+    """An output of the same shapes that owns no memory. NaN everywhere, so that a value that leaks is seen at once.
+
+    One that was `made` before is returned again if it fits a single tensor.
+    """
+    if isinstance(output, Tensor) and isinstance(made, Tensor) and _alike(output, made):
+        return made
 
     def blank(tensor: Tensor) -> Tensor:
         value = float("nan") if tensor.is_floating_point() else 0
         return tensor.new_full((), value).expand(tensor.shape)
 
     return tree_map(lambda leaf: blank(leaf) if isinstance(leaf, Tensor) else leaf, output)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 def storage_bytes(features: Sequence[Feature]) -> int:

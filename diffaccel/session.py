@@ -235,7 +235,7 @@ class Session(Watch):
             self._calls[name] += 1
             if self._computing[i] or key not in self._stand_ins:
                 output = real(*args, **kwargs)
-                self._late, self._stand_ins[key] = name, stand_in(output)
+                self._late, self._stand_ins[key] = name, stand_in(output, self._stand_ins.get(key))
                 return output
             return self._stand_ins[key]
 

@@ -37,7 +37,7 @@ class Watch:
         self.network, self.clock = network, clock
         self.sites = self.find()
         self._arguments = Arguments(network, clock.reads_time)
-        self._moment: Moment | None = None  # of the call in progress; None outside of one
+        self._moment: Moment | None = None  # of the call in progress; None outside of one, or if it is of no run
         self._placed: list[tuple[nn.Module, str]] = []  # what is replaced
         self._patches: list[Patch] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -110,7 +110,7 @@ class Watch:
     def _place(self) -> None:
         names = {module: name for name, module in self.network.named_modules()}
         for i, site in enumerate(self.sites):
-            self._patches.append(Patch(site.owner, _entry(site.owner), partial(self.at_site, i)))
+            self._patches.append(Patch(site.owner, _entry(site.owner, site.attr), partial(self.at_site, i)))
             for module in site.idle:
                 self._patches.append(Patch(module, _entry(module), partial(self.at_idle, i, names[module])))
         self._placed = _places(self.sites)
@@ -133,13 +133,14 @@ class Watch:
             self._moment = None
             self.clock.interrupt()
         moment = self.clock.locate(*self._arguments.of(args, kwargs))
-        self.enter(moment, args, kwargs)
+        if moment is not None:
+            self.enter(moment, args, kwargs)
         self._moment = moment
 
     def _after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         moment, self._moment = self._moment, None
-        assert moment is not None
-        self.leave(moment)
+        if moment is not None:
+            self.leave(moment)
 
 
 class _Hook:
@@ -176,11 +177,16 @@ def check_free(network: nn.Module) -> None:
         raise ValueError(f"this {type(inner).__name__} already has a diffusers cache: call its disable_cache() first")
 
 
-def _entry(module: nn.Module) -> str:
+def _entry(module: nn.Module, attr: str = "forward") -> str:
     """Where a call of a module enters: what torch.compile made of it runs `forward` out of our reach."""
-    return "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
+    return attr if attr != "forward" or module._compiled_call_impl is None else "_compiled_call_impl"
 
 
 def _places(sites: Sequence[Site]) -> list[tuple[nn.Module, str]]:
     """What is replaced at these sites."""
-    return [(module, _entry(module)) for site in sites for module in (site.owner, *site.idle)]
+    attributes = [(module, attr) for site in sites for module, attr in _of(site)]
+    return [(module, _entry(module, attr)) for module, attr in attributes]
+
+
+def _of(site: Site) -> list[tuple[nn.Module, str]]:
+    return [(site.owner, site.attr), *((module, "forward") for module in site.idle)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from diffaccel.forecast import Forecaster
 from diffaccel.methods.auto import Auto
+from diffaccel.methods.blockwise import Acs, Bac, Unified, Uniform
 from diffaccel.methods.checks import nearest
 from diffaccel.methods.conventions import is_diffusers_config, translated
 from diffaccel.methods.first_block import FirstBlock
@@ -43,13 +44,17 @@ class Method(Protocol):
         """The rule by which the feature of `site` is forecast in a run of `steps` steps."""
 
 
-METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto]] = MappingProxyType(
+METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Uniform | Acs]] = MappingProxyType(
     {
         "taylorseer": TaylorSeer,
         "first_block": FirstBlock,
         "hyca": HyCa,
         "fitted": Fitted,
         "auto": Auto,
+        "bac": Bac,
+        "acs": Acs,
+        "unified": Unified,
+        "uniform": Uniform,
     }
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -20,6 +20,14 @@ def check_most(method: Any, **most: int) -> None:
     for name, bound in most.items():
         if getattr(method, name) > bound:
             raise ValueError(f"{name} must be at most {bound}, got {getattr(method, name)!r}")
+
+
+def check_word(method: Any, **words: Sequence[str]) -> None:
+    """Raise ValueError unless each of these options of a method is one of its words."""
+    for name, known in words.items():
+        value = getattr(method, name)
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -1,0 +1,96 @@
+"""Schedules of blocks: found for a pipeline, checked, written down, and turned into plans."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffaccel.calibration_runs import default_steps
+from diffaccel.denoisers import denoisers
+from diffaccel.pipelines.policies import foreign
+from diffaccel.plan import Plan
+from diffaccel.schedule_file import BlockSchedules
+from diffaccel.sites import BRANCH, sites
+
+if TYPE_CHECKING:
+    from diffaccel.tape import Learnt
+
+_HOW = "give calibration=observations (prompts for pictures), or a file that `schedules.save(path)` wrote"
+_NOT_SETTINGS = ("calibration", "schedules")
+
+
+def found(method: Any, pipe: Any) -> BlockSchedules:
+    """The schedules of a method for a pipeline: its own, those of its calibration, or made from it.
+
+    Raises:
+        ValueError: no calibration, a pipeline with two denoisers, or schedules that do not fit it.
+        FileNotFoundError: there is no such file.
+    """
+    (network,) = check_single(pipe).values()
+    source = method.schedules if method.schedules is not None else method.calibration
+    if source is None:
+        raise ValueError(f"{type(method).__name__} learns its schedules from the pipeline: {_HOW}")
+    if isinstance(source, str | Path) and Path(source).suffix == ".json":
+        source = BlockSchedules.load(source)
+    names, steps = [site.name for site in sites(network, BRANCH)], default_steps(pipe)
+    if isinstance(source, BlockSchedules):
+        source.check(names, steps or source.steps, network=type(network).__name__, scheduler=scheduler_name(pipe))
+        return source
+    if steps is not None and method.updates > steps:
+        raise ValueError(f"updates={method.updates} is more than the {steps} network calls of a run: choose fewer")
+    return method.made(pipe)  # type: ignore[no-any-return]
+
+
+def check_single(pipe: Any) -> dict[str, Any]:
+    """The one denoiser of a pipeline, by name. Raises ValueError if it has two."""
+    networks = denoisers(pipe)
+    if len(networks) != 1:
+        raise ValueError(f"schedules of blocks are made for one network, this pipeline has {', '.join(networks)}")
+    return networks
+
+
+def written(method: Any, pipe: Any, learnt: Learnt, rows: Mapping[str, Sequence[int]]) -> BlockSchedules:
+    """Schedules with all that is needed to tell where they belong and how they were made."""
+    from diffaccel.methods.bac import worst_blocks
+
+    bubbling = getattr(method, "bubbling", 0)
+    return BlockSchedules(
+        rows={name: tuple(row) for name, row in rows.items()},
+        steps=learnt.steps,
+        rule=type(method).__name__.lower(),
+        settings={
+            field.name: getattr(method, field.name)
+            for field in dataclasses.fields(method)
+            if field.name not in _NOT_SETTINGS
+        },
+        losses=learnt.losses,
+        bubbled=tuple(worst_blocks(learnt.losses, learnt.names, bubbling)),
+        network=learnt.network,
+        layers=learnt.layers,
+        width=learnt.width,
+        scheduler=scheduler_name(pipe),
+    )
+
+
+def scheduler_name(pipe: Any) -> str:
+    """Class name of what a pipeline or policy samples with."""
+    return foreign.sampler_of(pipe) if foreign.recognised(pipe) else type(pipe.scheduler).__name__
+
+
+def planned(method: Any, names: Sequence[str], steps: int) -> Plan:
+    """The plan of a method for a run of so many steps over blocks of these names.
+
+    Raises:
+        ValueError: the method has no schedules, or they are for other blocks or another number of steps.
+    """
+    schedules: BlockSchedules | None = method.schedules
+    if schedules is None:
+        raise ValueError(
+            f"{type(method).__name__} has no schedules yet: accelerate_pipeline(pipe, ...) makes them; {_HOW}"
+        )
+    schedules.check(names, steps)
+    last = {steps - 1} if method.always_update_last else set()
+    computed = [last.union(schedules.rows[name]) for name in names]
+    return Plan(tuple(tuple(step in row for step in range(steps)) for row in computed))

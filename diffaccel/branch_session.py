@@ -1,0 +1,231 @@
+"""A session whose sites are the branches of layers, each with a schedule of its own.
+
+Where a layer computes none of its branches it is not entered at all: it adds the sum of what they would return, which
+is worked out once between two computed steps. A stack in which no layer computes adds one such sum.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffaccel.branches import CROSS, Layer, condition_encoder, layers, stacks
+from diffaccel.clock import Clock, Moment
+from diffaccel.compiled import is_compiled
+from diffaccel.feature import Feature, forecast, stand_in
+from diffaccel.methods import Method, written_out
+from diffaccel.modulation import Modulation
+from diffaccel.patch import Patch
+from diffaccel.session import Key, Session
+from diffaccel.sites import Site
+from diffaccel.structure import unwrapped
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A layer, or a stack of layers, that only adds its branches to its first argument.
+
+    Attributes:
+        module: the layer or the stack.
+        sites: numbers of its branches.
+        stream: name of the first argument.
+    """
+
+    module: nn.Module
+    sites: range
+    stream: str
+
+
+class BranchSession(Session):
+    """The state of one network accelerated by a method of level "branch".
+
+    Raises:
+        ValueError: as `Session`, or the network is compiled as a whole.
+    """
+
+    def __init__(self, network: nn.Module, method: Method, clock: Clock) -> None:
+        self._layers: list[Layer] = []
+        self._parts: list[Part] = []  # those that can be passed by
+        self._gates: dict[int, tuple[Modulation, int]] = {}  # by site, its layer's and its number there
+        self._cross: list[int] = []  # the sites of cross-attention
+        self._unfused: list[torch.utils.hooks.RemovableHandle] = []  # hooks that keep layers off their fused path
+        self._passing: set[int] = set()  # of the call in progress, ids of the modules that are passed by
+        self._sums: dict[tuple[int, str], Line] = {}  # by id of the module and branch of guidance
+        super().__init__(network, method, clock)
+
+    def find(self) -> list[Site]:
+        """The branches of all layers."""
+        if is_compiled(self.network):
+            raise ValueError(
+                f"this {type(unwrapped(self.network)).__name__} is compiled as a whole, and {written_out(self.method)} "
+                "decides between its layers: accelerate it uncompiled, or use method='taylorseer' on what is compiled"
+            )
+        found = super().find()
+        self._layers = layers(self.network)
+        self._parts = list(_parts(self.network, self._layers))
+        self._cross = [i for i, site in enumerate(found) if site.kind == CROSS]
+        return found
+
+    def forget(self) -> None:
+        """Drop all anchors and what was made of them."""
+        super().forget()
+        self._sums.clear()
+        for modulation, _ in self._gates.values():
+            modulation.forget()
+
+    def enter(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call of the network begins: decide which branches compute, and which layers are passed by."""
+        super().enter(moment, args, kwargs)
+        if self.network.training and torch.is_grad_enabled():  # held outputs have no gradients
+            self._computing = [True] * len(self._computing)
+        computing = self._computing
+        self._passing = {id(part.module) for part in self._parts if not any(computing[i] for i in part.sites)}
+
+    def _place(self) -> None:
+        super()._place()
+        for part in self._parts:
+            self._patches.append(Patch(part.module, "forward", partial(self._around_part, part)))
+        for layer, own in _numbered(self._layers):
+            if layer.modulation is not None:
+                modulation = Modulation(layer.modulation, len(own))
+                self._gates |= {i: (modulation, number) for number, i in enumerate(own)}
+                around = partial(self._around_modulation, modulation, own)
+                self._patches.append(Patch(layer.modulation, "forward", around))
+            if isinstance(layer.module, nn.TransformerEncoderLayer):
+                # Without gradients it takes a fused path past its branches, unless it has a hook.
+                self._unfused.append(layer.module.register_forward_pre_hook(_nothing))
+        if self._cross and (encoder := condition_encoder(self.network)) is not None:
+            self._patches.append(Patch(encoder, "forward", self._around_encoder))
+
+    def _lift(self) -> None:
+        super()._lift()
+        self._gates = {}
+        while self._unfused:
+            self._unfused.pop().remove()
+
+    def _keep(self, key: Key, step: int, feature: Feature) -> None:
+        super()._keep(key, step, feature)
+        if self._sums:
+            self._sums = {of: line for of, line in self._sums.items() if of[1] != key[1]}
+
+    def _around_part(self, part: Part, real: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer or stack that adds one sum if none of its branches computes."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            moment = self._moment
+            stream: Tensor = args[0] if args else kwargs[part.stream]
+            if moment is None or id(part.module) not in self._passing:
+                output = real(*args, **kwargs)
+                if moment is not None and getattr(output, "shape", None) != stream.shape:  # it does more than add
+                    self._parts = [other for other in self._parts if other is not part]
+                return output
+            self._skipped.update((i, moment.branch) for i in part.sites)
+            return stream + self._sum(part, moment)
+
+        return call
+
+    def _around_modulation(self, modulation: Modulation, own: range, real: Callable[..., Any]) -> Callable[..., Any]:
+        """A modulation that keeps shift, scale and gate of the branches that do not compute."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._moment is None:
+                return real(*args, **kwargs)
+            computing = [self._computing[i] for i in own]
+            return modulation.of(self._moment.branch, computing, lambda: real(*args, **kwargs))
+
+        return call
+
+    def _around_encoder(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """An encoder of conditions that runs only where a branch attends to them."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            moment = self._moment
+            if moment is None:
+                return real(*args, **kwargs)
+            key = ("encoder", moment.branch, 0)
+            if key not in self._stand_ins or any(self._computing[i] for i in self._cross):
+                output = real(*args, **kwargs)
+                self._stand_ins[key] = stand_in(output, self._stand_ins.get(key))
+                return output
+            return self._stand_ins[key]
+
+        return call
+
+    def _sum(self, part: Part, moment: Moment) -> Tensor:
+        """What all branches of a part add at a step. Between computed steps it is a straight line in the step."""
+        key = (id(part.module), moment.branch)
+        if key not in self._sums:
+            begin = self._added(part, moment.branch, moment.step)
+            slope = None
+            if self.method.order:
+                slope = self._added(part, moment.branch, moment.step + 1) - begin
+            self._sums[key] = Line(moment.step, begin, slope)
+        return self._sums[key].at(moment.step)
+
+    def _added(self, part: Part, branch: str, step: int) -> Tensor:
+        total: Tensor | None = None
+        for i in part.sites:
+            anchors = self._anchors[i, branch, 0]
+            weights = self._weights_of(i, anchors, step)
+            added = first_tensor(forecast([feature for _, feature in anchors], weights))
+            if i in self._gates:
+                modulation, number = self._gates[i]
+                added = modulation.gate(branch, number, added) * added
+            total = added if total is None else total + added
+        assert total is not None
+        return total
+
+
+def first_tensor(output: Any) -> Tensor:
+    """What a branch adds: its output, or the first item of it."""
+    added: Tensor = output if isinstance(output, Tensor) else output[0]
+    return added
+
+
+def _parts(network: nn.Module, found: Sequence[Layer]) -> Iterator[Part]:
+    """The layers that only add their branches, and the stacks of nothing but such layers."""
+    sites: dict[nn.Module, range] = {}
+    for layer, own in _numbered(found):
+        if layer.additive:
+            sites[layer.module] = own
+            yield _part(layer.module, own)
+    for stack, inner in stacks(network):
+        ranges = [sites[layer] for layer in inner if layer in sites]
+        if len(ranges) == len(inner):
+            yield _part(stack, range(ranges[0].start, ranges[-1].stop))
+
+
+def _numbered(found: Sequence[Layer]) -> Iterator[tuple[Layer, range]]:
+    """Layers with the numbers of their branches."""
+    first = 0
+    for layer in found:
+        yield layer, range(first, first := first + len(layer.branches))
+
+
+def _nothing(*_: Any) -> None:
+    """A hook."""
+
+
+def _part(module: nn.Module, sites: range) -> Part:
+    return Part(module, sites, next(iter(inspect.signature(module.forward).parameters)))
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A tensor that moves along a straight line: `begin` at step `step`, `slope` a step, None for 0."""
+
+    step: int
+    begin: Tensor
+    slope: Tensor | None
+
+    def at(self, step: int) -> Tensor:
+        """The tensor at a step."""
+        if self.slope is None or step == self.step:
+            return self.begin
+        return torch.add(self.begin, self.slope, alpha=step - self.step)
