@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -113,7 +114,7 @@ def main() -> None:
     journal = Journal(place)
     refused = measure(bench, cells, journal, arguments)
     found = assemble(journal.entries, list(CELLS.values()))
-    result = {**environment("python " + " ".join(sys.argv)), "settings": common, **found}
+    result = {**environment("python " + shlex.join(sys.argv)), "settings": common, **found}
     result["versions"] |= {name: version(name) for name in ("metaworld", "mujoco")}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     if refused:
