@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import nn
+
+from diffaccel.branches import layers
 from diffaccel.calibration_runs import default_steps
 from diffaccel.denoisers import denoisers
 from diffaccel.pipelines.policies import foreign
 from diffaccel.plan import Plan
 from diffaccel.schedule_file import BlockSchedules
 from diffaccel.sites import BRANCH, sites
-
-if TYPE_CHECKING:
-    from diffaccel.tape import Learnt
 
 _HOW = "give calibration=observations (prompts for pictures), or a file that `schedules.save(path)` wrote"
 _NOT_SETTINGS = ("calibration", "schedules")
@@ -36,7 +36,8 @@ def found(method: Any, pipe: Any) -> BlockSchedules:
         source = BlockSchedules.load(source)
     names, steps = [site.name for site in sites(network, BRANCH)], default_steps(pipe)
     if isinstance(source, BlockSchedules):
-        source.check(names, steps or source.steps, network=type(network).__name__, scheduler=scheduler_name(pipe))
+        kind = type(network).__name__
+        source.check(names, steps or source.steps, kind, width(network), scheduler_name(pipe))
         return source
     if steps is not None and method.updates > steps:
         raise ValueError(f"updates={method.updates} is more than the {steps} network calls of a run: choose fewer")
@@ -51,27 +52,44 @@ def check_single(pipe: Any) -> dict[str, Any]:
     return networks
 
 
-def written(method: Any, pipe: Any, learnt: Learnt, rows: Mapping[str, Sequence[int]]) -> BlockSchedules:
-    """Schedules with all that is needed to tell where they belong and how they were made."""
+def written(
+    method: Any,
+    pipe: Any,
+    rows: Mapping[str, Sequence[int]],
+    steps: int,
+    losses: Mapping[str, float] | None = None,
+) -> BlockSchedules:
+    """Schedules with all that is needed to tell where they belong and how they were made.
+
+    Args:
+        method: by which they were made.
+        pipe: for which they were made.
+        rows: computed steps of each block.
+        steps: network calls of a run.
+        losses: of each block, by which the bubbling union chose.
+    """
     from diffaccel.methods.bac import worst_blocks
 
-    bubbling = getattr(method, "bubbling", 0)
+    (network,) = check_single(pipe).values()
+    names = [field.name for field in dataclasses.fields(method) if field.name not in _NOT_SETTINGS]
     return BlockSchedules(
         rows={name: tuple(row) for name, row in rows.items()},
-        steps=learnt.steps,
+        steps=steps,
         rule=type(method).__name__.lower(),
-        settings={
-            field.name: getattr(method, field.name)
-            for field in dataclasses.fields(method)
-            if field.name not in _NOT_SETTINGS
-        },
-        losses=learnt.losses,
-        bubbled=tuple(worst_blocks(learnt.losses, learnt.names, bubbling)),
-        network=learnt.network,
-        layers=learnt.layers,
-        width=learnt.width,
+        settings={name: getattr(method, name) for name in names},
+        losses=losses,
+        bubbled=() if losses is None else tuple(worst_blocks(losses, list(rows), getattr(method, "bubbling", 0))),
+        network=type(network).__name__,
+        layers=len(layers(network)),
+        width=width(network),
         scheduler=scheduler_name(pipe),
     )
+
+
+def width(network: nn.Module) -> int:
+    """Size of a token, by what the first linear layer of the first layer takes in; 0 if there is none."""
+    first = layers(network)[0].module
+    return next((module.in_features for module in first.modules() if isinstance(module, nn.Linear)), 0)
 
 
 def scheduler_name(pipe: Any) -> str:

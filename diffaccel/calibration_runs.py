@@ -71,10 +71,7 @@ def default_steps(pipe: Any) -> int | None:
 
 
 def _of_policy(pipe: Any, source: Any, batch: int, seed: int, steps: int | None) -> Iterator[Run]:
-    if isinstance(source, str) or (isinstance(source, Sequence) and any(isinstance(one, str) for one in source)):
-        raise ValueError("a policy learns from observations, shape (n, n_obs_steps, observation_dim), not from prompts")
-    parts = [torch.as_tensor(one) for one in source] if isinstance(source, Sequence) else [torch.as_tensor(source)]
-    given = torch.cat([part if part.ndim == 3 else part[None] for part in parts]) if parts else torch.empty(0)
+    given = stacked(source)
     for start in range(0, len(given), batch):
         part = given[start : start + batch]
         pipe.conditioning(part)  # for its errors, before any run
@@ -84,6 +81,21 @@ def _of_policy(pipe: Any, source: Any, batch: int, seed: int, steps: int | None)
             return pipe(part, steps, generator=generators)
 
         yield Run(len(part), make)
+
+
+def stacked(source: Any) -> Tensor:
+    """Observations of a policy as one tensor (n, n_obs_steps, observation_dim): given as such, one, or a list of them.
+
+    Raises:
+        ValueError: prompts, or tensors of different shapes.
+    """
+    if isinstance(source, str) or (isinstance(source, Sequence) and any(isinstance(one, str) for one in source)):
+        raise ValueError("a policy learns from observations, shape (n, n_obs_steps, observation_dim), not from prompts")
+    parts = [torch.as_tensor(one) for one in source] if isinstance(source, Sequence) else [torch.as_tensor(source)]
+    given = [part[None] if part.ndim == 2 else part for part in parts]
+    if len({part.shape[1:] for part in given}) > 1:
+        raise ValueError(f"observations must be of one shape, got {', '.join(str(tuple(p.shape)) for p in parts)}")
+    return torch.cat(given) if given else torch.empty(0)
 
 
 def _of_foreign(policy: Any, source: Any, seed: int) -> Iterator[Run]:

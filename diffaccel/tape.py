@@ -36,18 +36,12 @@ class Learnt:
         steps: calls of the network in a run, K.
         similarities: by block, shape (K, K), mean over samples: row = step that filled the cache, column = step of use.
         losses: by block, l_j of the bubbling union.
-        network: class name.
-        layers: number of layers.
-        width: size of what the first block adds to a token.
     """
 
     names: tuple[str, ...]
     steps: int
     similarities: dict[str, NDArray[np.float64]]
     losses: dict[str, float]
-    network: str
-    layers: int
-    width: int
 
 
 class Tape(Watch):
@@ -60,7 +54,6 @@ class Tape(Watch):
     def __init__(self, network: nn.Module, clock: Clock) -> None:
         super().__init__(network, clock)
         self.added: dict[tuple[str, int], list[Tensor]] = {}  # by branch of guidance and block, one (B, ...) a step
-        self.width = 0
         self._run = -1
 
     def find(self) -> list[Site]:
@@ -93,7 +86,6 @@ class Tape(Watch):
             if len(kept) > self._moment.step:
                 raise called_twice(self.network, self.sites[i], BRANCH)
             kept.append(added.detach())
-            self.width = self.width or added.shape[-1]
         return added
 
 
@@ -145,10 +137,9 @@ def learn(pipe: Any, source: Any, metric: str, seed: int, progress: bool = True)
             )
             tape.forget()
         names = tuple(site.name for site in tape.sites)
-        width = tape.width
     tables = {n: np.mean([tables[i] for tables, _ in found], axis=0) for i, n in enumerate(names)}
     losses = {n: float(np.mean([losses[i] for _, losses in found])) for i, n in enumerate(names)}
-    return Learnt(names, steps.pop(), tables, losses, type(network).__name__, len(layers(network)), width)
+    return Learnt(names, steps.pop(), tables, losses)
 
 
 def _by_block(tape: Tape) -> Iterator[Tensor]:

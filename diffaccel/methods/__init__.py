@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from diffaccel.forecast import Forecaster
 from diffaccel.methods.auto import Auto
 from diffaccel.methods.blockwise import Acs, Bac, Unified, Uniform
+from diffaccel.methods.by_effect import Effect
 from diffaccel.methods.checks import nearest
 from diffaccel.methods.conventions import is_diffusers_config, translated
 from diffaccel.methods.first_block import FirstBlock
@@ -44,7 +45,7 @@ class Method(Protocol):
         """The rule by which the feature of `site` is forecast in a run of `steps` steps."""
 
 
-METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Uniform | Acs]] = MappingProxyType(
+METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Uniform | Acs | Effect]] = MappingProxyType(
     {
         "taylorseer": TaylorSeer,
         "first_block": FirstBlock,
@@ -55,6 +56,7 @@ METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Unif
         "acs": Acs,
         "unified": Unified,
         "uniform": Uniform,
+        "effect": Effect,
     }
 )
 

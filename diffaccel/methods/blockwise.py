@@ -74,8 +74,8 @@ class Uniform(_Branches):
         return Plan.at(evenly_spaced(UPDATES if self.updates is None else self.updates, steps), steps)
 
 
-class _Scheduled(_Branches):
-    """What methods share whose schedules are made from a calibration."""
+class Scheduled(_Branches):
+    """What methods share whose schedules are made from a calibration. Subclasses say how, by `made`."""
 
     calibration: Any
     schedules: BlockSchedules | None
@@ -117,7 +117,7 @@ class _Scheduled(_Branches):
 
 
 @dataclass(frozen=True)
-class Acs(_Scheduled):
+class Acs(Scheduled):
     """The adaptive caching scheduler: each branch at the steps where its output changes, without the union.
 
     Attributes:
@@ -155,7 +155,7 @@ class Acs(_Scheduled):
         from diffaccel.tape import learn
 
         learnt = learn(pipe, self.calibration, self.metric, self.seed)
-        return written(self, pipe, learnt, self.rows(learnt))
+        return written(self, pipe, self.rows(learnt), learnt.steps, learnt.losses)
 
     def rows(self, learnt: Learnt) -> dict[str, list[int]]:
         """Computed steps of each block."""
