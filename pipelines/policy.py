@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffaccel.pipelines.policies import transformer  # noqa: F401, from_pretrained finds only what was imported
 from diffaccel.pipelines.policies.normalizer import LinearNormalizer
 from diffaccel.structure import unwrapped
 
