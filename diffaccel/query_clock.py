@@ -16,7 +16,8 @@ Entry = tuple[Any, str]  # an object and the name of its method
 class QueryClock(Clock):
     """Counts the network calls of a query. Timesteps are not looked at: they may rise, repeat or turn back.
 
-    A query begins when one of the entries is called, the innermost where one calls another, and ends when it returns.
+    A query begins when one of the entries is called, the innermost where one calls another, and ends when it returns;
+    calls that the outer one makes after it are outside of any query.
     How many calls it makes is learnt from the first query, whose calls run as if nothing were attached, and so do calls
     outside of any query, such as those of a training. Guidance by a second call of the network counts as a step.
 
@@ -72,9 +73,9 @@ class QueryClock(Clock):
             before, self._counted = self._counted, 0
             try:
                 result = real(*args, **kwargs)
-                made = self._counted or 0
+                made = self._counted
+                before = None if made else before  # this was the query, not the entry that called this one
             finally:
-                # The calls made were this query's, not those of the one around it.
                 self._counted = before
             if made:
                 self._end(made)

@@ -63,7 +63,6 @@ FOREIGN: dict[str, tuple[Made, str, str, int]] = {
     "unet": (unet_policy, "model", "DDPMScheduler", 10),
     "unet-lerobot": (DiffusionPolicy, "diffusion.unet", "DDPMScheduler", 10),
 }
-TRANSFORMERS = [name for name in FOREIGN if "unet" not in name]
 
 
 def level_of(name: str) -> str:
@@ -232,6 +231,13 @@ def test_a_copy_is_not_accelerated() -> None:
     assert not torch.equal(query(policy), full)
 
 
+class Times(nn.Module):
+    """Embeds times."""
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        return timestep.sin()
+
+
 class Pair(LowdimPolicy):
     """Keeps an average of its network beside it."""
 
@@ -246,6 +252,9 @@ def test_a_policy_that_is_not_clear_is_refused() -> None:
     with pytest.raises(TypeError, match=r"no network that takes a timestep.*PolicyPipeline"):
         denoisers(LowdimPolicy(nn.Linear(2, 2)))
     assert not foreign.recognised(nn.Linear(2, 2))
+    embedding = decoder_policy()
+    embedding.embed = Times()  # takes a timestep and nothing to denoise
+    assert foreign.network_of(embedding)[0] == "model"
     compiled = decoder_policy()
     compiled.model.compile()
     with pytest.raises(ValueError, match="compiled"):

@@ -89,16 +89,18 @@ def test_every_scheduler_arrives_where_a_knowing_network_points(name: str) -> No
     assert torch.equal(output.actions, output.trajectory[:, OBSERVED - 1 : OBSERVED - 1 + EXECUTED])
 
 
-def test_the_loop_is_that_of_the_scheduler() -> None:
-    pipe = policy()
+@pytest.mark.parametrize("kind", [DDPMScheduler, EulerDiscreteScheduler], ids=["plain", "scaled"])
+def test_the_loop_is_that_of_the_scheduler(kind: type[Any]) -> None:
+    pipe = policy(scheduler=kind(**COSINE))
     output = pipe(observations(1), num_inference_steps=7, generator=torch.Generator().manual_seed(5))
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(1, HORIZON, ACTION, generator=generator)
+    generator, schedule = torch.Generator().manual_seed(5), kind(**COSINE)
+    schedule.set_timesteps(7)
+    x = torch.randn(1, HORIZON, ACTION, generator=generator) * schedule.init_noise_sigma
     cond = observations(1) * pipe.normalizer.observation_scale + pipe.normalizer.observation_offset
-    pipe.scheduler.set_timesteps(7)
     with torch.no_grad():
-        for t in pipe.scheduler.timesteps:
-            x = pipe.scheduler.step(pipe.denoiser(x, t, cond), t, x, generator=generator).prev_sample
+        for t in schedule.timesteps:
+            predicted = pipe.denoiser(schedule.scale_model_input(x, t), t, cond)
+            x = schedule.step(predicted, t, x, generator=generator).prev_sample
     assert torch.equal(output.trajectory, (x - pipe.normalizer.action_offset) / pipe.normalizer.action_scale)
 
 

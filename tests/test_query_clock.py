@@ -13,17 +13,22 @@ from diffaccel.query_clock import QueryClock
 class Nested:
     """A loop of three calls within two methods."""
 
-    def __init__(self, clock_calls: list[Any]) -> None:
-        self.located, self.inner_runs, self.clock = clock_calls, 1, None
+    def __init__(self, located: list[Any]) -> None:
+        self.located, self.inner_runs, self.beside, self.clock = located, 1, 0, None
 
     def outer(self) -> str:
+        self._call(self.beside)
         for _ in range(self.inner_runs):
             self.inner()
+        self._call(self.beside)
         return "done"
 
-    def inner(self, calls: int = 3) -> None:
-        for _ in range(calls):
+    def _call(self, times: int) -> None:
+        for _ in range(times):
             self.located.append(self.clock.locate(0.5))
+
+    def inner(self, calls: int = 3) -> None:
+        self._call(calls)
 
 
 def test_the_innermost_entry_begins_a_query() -> None:
@@ -47,6 +52,21 @@ def test_the_innermost_entry_begins_a_query() -> None:
     assert "outer" not in vars(owner)
     assert "inner" not in vars(owner)
     assert clock.locate() is None
+
+
+def test_calls_of_an_outer_entry_are_no_part_of_the_query_within() -> None:
+    owner = Nested([])
+    owner.clock = QueryClock([(owner, "outer"), (owner, "inner")])
+    owner.clock.attach(nn.Identity())
+    owner.beside = 2
+    owner.outer()
+    assert owner.clock.calls == 3
+    owner.located.clear()
+    owner.outer()
+    first, second, *query, last, end = owner.located
+    assert [moment.step for moment in query] == [0, 1, 2]
+    assert first.run == second.run != query[0].run
+    assert last is end is None
 
 
 def test_a_number_of_calls_may_be_given() -> None:
