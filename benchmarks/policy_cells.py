@@ -124,6 +124,15 @@ PUBLISHED = [
 """Block-wise caching as published, its ablations, and uniform reuse."""
 
 BEYOND = [
+    *(Cell("ddpm", FULL_STEPS, "effect", {"updates": n}, OBSERVATIONS) for n in UPDATES),
+    *(Cell("ddpm", FULL_STEPS, "effect", {"updates": n, "common": False}, OBSERVATIONS) for n in UPDATES),
+    *(
+        Cell(sampler, 20, "effect", {"updates": n, "order": order}, OBSERVATIONS)
+        for sampler in ("ddim", "dpmsolver")
+        for n in (10, 7, 5)
+        for order in (0, 1)
+    ),
+    Cell("ddpm", FULL_STEPS, "bac", {"updates": 10, "bubbling": 5, "order": 1}, OBSERVATIONS),
     *(
         Cell(sampler, steps, "taylorseer", {"interval": interval, "order": order, "level": "model"})
         for sampler, steps, intervals in (

@@ -28,8 +28,8 @@ def check_opengl() -> None:
     except Exception as error:  # of many kinds, by platform and by what is missing
         raise SystemExit(
             f"MuJoCo cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {type(error).__name__}: {error}\n"
-            "Install OSMesa (Debian and Ubuntu: apt install libosmesa6), or set MUJOCO_GL=egl where there is a GPU with "
-            "its drivers."
+            "Install OSMesa (Debian and Ubuntu: apt install libosmesa6), or set MUJOCO_GL=egl where there is a GPU "
+            "with its drivers."
         ) from error
 
 

@@ -26,6 +26,7 @@ SHIPPED_WEIGHTS = {
     "dit_digits": ".safetensors",
     "flux_digits": ".safetensors",
     "policy_drawer_open": ".safetensors",
+    "policy_pick_place": ".safetensors",
     "sd_digits": ".safetensors",
 }
 
