@@ -151,6 +151,19 @@ def test_the_network_runs_only_when_the_queue_of_actions_is_empty() -> None:
     assert policy.acceleration.report().steps == 4
 
 
+@pytest.mark.parametrize("name", ["dit", "decoder", "rdt", "unet-lerobot"])
+def test_a_policy_is_asked_whatever_it_was_in_the_midst_of(name: str) -> None:
+    make, path, _, calls = FOREIGN[name]
+    policy, made = make(), [0]
+    policy.get_submodule(path).register_forward_hook(lambda *_: made.__setitem__(0, made[0] + 1))
+    with torch.no_grad():
+        for _ in range(2):
+            foreign.ask(policy, *observe(policy))
+    assert made == [2 * calls]
+    if name == "dit":
+        assert not policy._queues["action"]
+
+
 @pytest.mark.parametrize("other", [5, 15])
 def test_another_number_of_calls_is_an_error(other: int) -> None:
     policy = decoder_policy()

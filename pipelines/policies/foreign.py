@@ -59,6 +59,25 @@ def sampler_of(policy: nn.Module) -> str:
     return type(next((found for found in (*schedulers, *parts[::-1]) if found is not None), policy)).__name__
 
 
+def ask(policy: nn.Module, *given: Any) -> Any:
+    """One query of a policy, whatever it was in the midst of: what it decides.
+
+    A policy that keeps observations and actions in queues is reset before, so that its network runs, and after.
+
+    Args:
+        policy: the policy.
+        *given: what its `select_action` is called with, or, if it has none, the outermost method that runs the loop.
+    """
+    if _has(policy, "select_action") and _has(policy, "reset"):
+        policy.reset()  # type: ignore[operator]
+        try:
+            return policy.select_action(*given)  # type: ignore[operator]
+        finally:
+            policy.reset()  # type: ignore[operator]
+    owner, name = entries_of(policy)[0]
+    return getattr(owner, name)(*given)
+
+
 def _parts(policy: nn.Module) -> Iterator[Any]:
     """The policy, then what it keeps the sampling loop in, if that is not itself."""
     yield policy
