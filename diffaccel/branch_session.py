@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.branches import CROSS, Layer, condition_encoder, layers, stacks
+from diffaccel.branches import CROSS, Layer, condition_encoder, layers, stacks, unfused
 from diffaccel.clock import Clock, Moment
 from diffaccel.compiled import is_compiled
 from diffaccel.feature import Feature, forecast, stand_in
@@ -97,9 +97,7 @@ class BranchSession(Session):
                 self._gates |= {i: (modulation, number) for number, i in enumerate(own)}
                 around = partial(self._around_modulation, modulation, own)
                 self._patches.append(Patch(layer.modulation, "forward", around))
-            if isinstance(layer.module, nn.TransformerEncoderLayer):
-                # Without gradients it takes a fused path past its branches, unless it has a hook.
-                self._unfused.append(layer.module.register_forward_pre_hook(_nothing))
+        self._unfused = unfused(self._layers)
         if self._cross and (encoder := condition_encoder(self.network)) is not None:
             self._patches.append(Patch(encoder, "forward", self._around_encoder))
 
@@ -206,10 +204,6 @@ def _numbered(found: Sequence[Layer]) -> Iterator[tuple[Layer, range]]:
     first = 0
     for layer in found:
         yield layer, range(first, first := first + len(layer.branches))
-
-
-def _nothing(*_: Any) -> None:
-    """A hook."""
 
 
 def _part(module: nn.Module, sites: range) -> Part:

@@ -8,9 +8,10 @@ lerobot's multi-task DiT), those of RDT, and the plain ones of diffusers. Layers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from diffaccel.structure import blocks, in_order_of_use, is_attention, is_feed_forward, parts, sublayers, unwrapped
@@ -75,7 +76,7 @@ def stacks(network: nn.Module) -> list[tuple[nn.Module, list[nn.Module]]]:
     """Containers of torch that run their layers one after the other and do nothing else, with those layers."""
     kinds = (nn.TransformerDecoder, nn.TransformerEncoder)
     found = [module for module in unwrapped(network).modules() if isinstance(module, kinds) and module.norm is None]
-    return [(stack, list(stack.layers)) for stack in found]
+    return [(stack, list(stack.layers)) for stack in found if len(stack.layers)]
 
 
 def condition_encoder(network: nn.Module) -> nn.Module | None:
@@ -86,6 +87,16 @@ def condition_encoder(network: nn.Module) -> nn.Module | None:
     network = unwrapped(network)
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
     return encoder if isinstance(encoder, nn.Module) and isinstance(decoder, nn.TransformerDecoder) else None
+
+
+def unfused(found: Sequence[Layer]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hooks that keep encoder layers of torch off their fused path, which without gradients passes branches by."""
+    encoders = [layer.module for layer in found if isinstance(layer.module, nn.TransformerEncoderLayer)]
+    return [module.register_forward_pre_hook(_nothing) for module in encoders]
+
+
+def _nothing(*_: object) -> None:
+    """A hook."""
 
 
 def _walk(name: str, module: nn.Module) -> Iterator[Layer]:
@@ -134,7 +145,8 @@ def _rdt(name: str, module: nn.Module) -> Layer | None:
 def _diffusers(name: str, module: nn.Module) -> Layer | None:
     """diffusers' `BasicTransformerBlock` without gates, and what is built like it."""
     attentions, feed_forward = parts(module, "attn1", "attn2"), getattr(module, "ff", None)
-    plain = getattr(module, "norm_type", None) in ("layer_norm", "ada_norm") and not hasattr(module, "fuser")
+    # Models of diffusers have a configuration of that name, too, and warn whoever reads it as an attribute.
+    plain = vars(module).get("norm_type") in ("layer_norm", "ada_norm") and not hasattr(module, "fuser")
     if not attentions or not isinstance(feed_forward, nn.Module) or not plain:
         return None
     return _of_modules(name, module, list(attentions), feed_forward, None)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from diffaccel.additions import edited
 from diffaccel.block_schedules import check_single
-from diffaccel.branches import layers
+from diffaccel.branches import layers, unfused
 from diffaccel.calibration_runs import runs
 from diffaccel.clock import Clock, Moment
 from diffaccel.compiled import check_recordable
@@ -92,12 +92,15 @@ class Tape(Watch):
 @contextmanager
 def taped(network: nn.Module, clock: Clock) -> Iterator[Tape]:
     """Record what branches add in the `with` block; the network computes what it does otherwise."""
-    tape = Tape(network, clock)
+    tape, found = Tape(network, clock), layers(network)
     tape.attach()
+    hooks = unfused(found)
     try:
-        with edited(layers(network), tape.keep):
+        with edited(found, tape.keep):
             yield tape
     finally:
+        for hook in hooks:
+            hook.remove()
         tape.detach()
         clock.detach()
 
