@@ -7,6 +7,7 @@ runner. Random weights, none of them near zero; nothing imports diffaccel.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -209,3 +210,34 @@ def query(policy: nn.Module, batch: int = 1, seed: int = 0) -> Tensor:
         return policy.predict_action_chunk(*given)
     found = policy.predict_action(*given)
     return found["action"] if isinstance(found, dict) else found
+
+
+Made = Callable[[], nn.Module]
+
+# How each is made, the path of its network, what it samples with, network calls a query.
+FOREIGN: dict[str, tuple[Made, str, str, int]] = {
+    "dit": (MultiTaskDiTPolicy, "noise_predictor", "DDPMScheduler", 10),
+    "dit-ddim": (
+        lambda: MultiTaskDiTPolicy(DiffusionObjective("DDIM", 6), rope=False),
+        "noise_predictor",
+        "DDIMScheduler",
+        6,
+    ),
+    "dit-euler": (
+        lambda: MultiTaskDiTPolicy(FlowMatchingObjective("euler", 8)),
+        "noise_predictor",
+        "FlowMatchingObjective",
+        8,
+    ),
+    "dit-rk4": (
+        lambda: MultiTaskDiTPolicy(FlowMatchingObjective("rk4", 3)),
+        "noise_predictor",
+        "FlowMatchingObjective",
+        12,
+    ),
+    "decoder": (decoder_policy, "model", "DDPMScheduler", 10),
+    "bert": (bert_policy, "model", "DDPMScheduler", 10),
+    "rdt": (RDTRunner, "model", "DPMSolverMultistepScheduler", 5),
+    "unet": (unet_policy, "model", "DDPMScheduler", 10),
+    "unet-lerobot": (DiffusionPolicy, "diffusion.unet", "DDPMScheduler", 10),
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,74 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel import accelerate_pipeline
-from diffaccel.denoisers import clocks, denoisers
 from diffaccel.pipelines.policies import foreign
-from diffaccel.query_clock import QueryClock
 from tests.policies import (
     ACTION,
     EXECUTED,
+    FOREIGN,
     HORIZON,
     OBSERVATION,
     OBSERVED,
-    ConditionalUnet1D,
     DiffusionObjective,
-    DiffusionPolicy,
-    FlowMatchingObjective,
-    LowdimPolicy,
     MultiTaskDiTPolicy,
-    RDTRunner,
-    bert_policy,
     decoder_policy,
     observe,
     query,
-    unet_policy,
 )
-
-Made = Callable[[], nn.Module]
-
-# How each is made, the path of its network, what it samples with, network calls a query.
-FOREIGN: dict[str, tuple[Made, str, str, int]] = {
-    "dit": (MultiTaskDiTPolicy, "noise_predictor", "DDPMScheduler", 10),
-    "dit-ddim": (
-        lambda: MultiTaskDiTPolicy(DiffusionObjective("DDIM", 6), rope=False),
-        "noise_predictor",
-        "DDIMScheduler",
-        6,
-    ),
-    "dit-euler": (
-        lambda: MultiTaskDiTPolicy(FlowMatchingObjective("euler", 8)),
-        "noise_predictor",
-        "FlowMatchingObjective",
-        8,
-    ),
-    "dit-rk4": (
-        lambda: MultiTaskDiTPolicy(FlowMatchingObjective("rk4", 3)),
-        "noise_predictor",
-        "FlowMatchingObjective",
-        12,
-    ),
-    "decoder": (decoder_policy, "model", "DDPMScheduler", 10),
-    "bert": (bert_policy, "model", "DDPMScheduler", 10),
-    "rdt": (RDTRunner, "model", "DPMSolverMultistepScheduler", 5),
-    "unet": (unet_policy, "model", "DDPMScheduler", 10),
-    "unet-lerobot": (DiffusionPolicy, "diffusion.unet", "DDPMScheduler", 10),
-}
 
 
 def level_of(name: str) -> str:
     return "deep" if "unet" in name else "block"
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_network_entries_and_sampler_are_found(name: str) -> None:
-    make, path, sampler, _ = FOREIGN[name]
-    policy = make()
-    assert foreign.recognised(policy)
-    assert foreign.network_of(policy) == (path, policy.get_submodule(path))
-    assert foreign.sampler_of(policy) == sampler
-    assert foreign.entries_of(policy)[-1][1] == "conditional_sample"
-    assert denoisers(policy) == {path: policy.get_submodule(path)}
-    assert isinstance(clocks(policy)[path], QueryClock)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -149,19 +98,6 @@ def test_the_network_runs_only_when_the_queue_of_actions_is_empty() -> None:
         seen.append(calls[0])
     assert seen == [4] * EXECUTED + [8] * EXECUTED + [12] * EXECUTED
     assert policy.acceleration.report().steps == 4
-
-
-@pytest.mark.parametrize("name", ["dit", "decoder", "rdt", "unet-lerobot"])
-def test_a_policy_is_asked_whatever_it_was_in_the_midst_of(name: str) -> None:
-    make, path, _, calls = FOREIGN[name]
-    policy, made = make(), [0]
-    policy.get_submodule(path).register_forward_hook(lambda *_: made.__setitem__(0, made[0] + 1))
-    with torch.no_grad():
-        for _ in range(2):
-            foreign.ask(policy, *observe(policy))
-    assert made == [2 * calls]
-    if name == "dit":
-        assert not policy._queues["action"]
 
 
 @pytest.mark.parametrize("other", [5, 15])
@@ -242,33 +178,3 @@ def test_a_copy_is_not_accelerated() -> None:
     assert torch.equal(query(twin), full)
     assert torch.equal(query(twin), full)
     assert not torch.equal(query(policy), full)
-
-
-class Times(nn.Module):
-    """Embeds times."""
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        return timestep.sin()
-
-
-class Pair(LowdimPolicy):
-    """Keeps an average of its network beside it."""
-
-    def __init__(self) -> None:
-        super().__init__(ConditionalUnet1D(ACTION, OBSERVED * OBSERVATION))
-        self.average = copy.deepcopy(self.model)
-
-
-def test_a_policy_that_is_not_clear_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"more than one network that takes a timestep \(model, average\)"):
-        denoisers(Pair())
-    with pytest.raises(TypeError, match=r"no network that takes a timestep.*PolicyPipeline"):
-        denoisers(LowdimPolicy(nn.Linear(2, 2)))
-    assert not foreign.recognised(nn.Linear(2, 2))
-    embedding = decoder_policy()
-    embedding.embed = Times()  # takes a timestep and nothing to denoise
-    assert foreign.network_of(embedding)[0] == "model"
-    compiled = decoder_policy()
-    compiled.model.compile()
-    with pytest.raises(ValueError, match="compiled"):
-        clocks(compiled)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,13 @@ def test_files_give_the_policy_back(tmp_path: Path) -> None:
     assert torch.equal(one, other)
 
 
+def test_files_are_found_by_a_process_that_imported_the_pipeline_only(tmp_path: Path) -> None:
+    policy().save_pretrained(tmp_path)
+    code = "import sys; from diffaccel.pipelines.policy import PolicyPipeline as P; P.from_pretrained(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_files_of_half_precision_are_loaded_in_full(tmp_path: Path) -> None:
     pipe = policy()
     wanted = {name: value.half().float() for name, value in pipe.denoiser.state_dict().items()}
@@ -219,15 +228,6 @@ def test_a_call_that_cannot_be_answered_is_refused_before_it_begins(arguments: d
     pipe.denoiser.register_forward_hook(lambda *_: pytest.fail("the network was called"))
     with pytest.raises(ValueError, match=message):
         pipe(**{"observations": observations(), **arguments})
-
-
-def test_the_normalizer_maps_ranges_to_one() -> None:
-    values = torch.tensor([[0.0, 5.0, 1.0], [4.0, 5.0, 3.0], [1.0, 5.0, 2.0]])
-    made = LinearNormalizer.of(values, values)
-    expected = torch.tensor([[-1.0, 0.0, -1.0], [1.0, 0.0, 1.0], [-0.5, 0.0, 0.0]])  # a constant only moves to 0
-    assert torch.equal(made.observation(values), expected)
-    assert torch.equal(made.action(values.double()), expected)
-    assert torch.equal(made.unnormalized_action(expected), values)
 
 
 @pytest.mark.parametrize("level", ["block", "model"])
