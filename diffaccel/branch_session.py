@@ -55,6 +55,8 @@ class BranchSession(Session):
         self._gates: dict[int, tuple[Modulation, int]] = {}  # by site, its layer's and its number there
         self._cross: list[int] = []  # the sites of cross-attention
         self._unfused: list[torch.utils.hooks.RemovableHandle] = []  # hooks that keep layers off their fused path
+        self._others: set[int] = set()  # ids of the modules that turned out to do more than add
+        self._tried = -1  # the run in which that was found out
         self._passing: set[int] = set()  # of the call in progress, ids of the modules that are passed by
         self._sums: dict[tuple[int, str], Line] = {}  # by id of the module and branch of guidance
         super().__init__(network, method, clock)
@@ -84,8 +86,14 @@ class BranchSession(Session):
         super().enter(moment, args, kwargs)
         if self.network.training and torch.is_grad_enabled():  # held outputs have no gradients
             self._computing = [True] * len(self._computing)
-        computing = self._computing
-        self._passing = {id(part.module) for part in self._parts if not any(computing[i] for i in part.sites)}
+        elif self._tried < 0:
+            self._tried = moment.run
+        computing, others = self._computing, self._others
+        self._passing = {
+            id(part.module)
+            for part in self._parts
+            if id(part.module) not in others and not any(computing[i] for i in part.sites)
+        }
 
     def _place(self) -> None:
         super()._place()
@@ -103,7 +111,7 @@ class BranchSession(Session):
 
     def _lift(self) -> None:
         super()._lift()
-        self._gates = {}
+        self._gates, self._others, self._tried = {}, set(), -1
         while self._unfused:
             self._unfused.pop().remove()
 
@@ -120,13 +128,28 @@ class BranchSession(Session):
             stream: Tensor = args[0] if args else kwargs[part.stream]
             if moment is None or id(part.module) not in self._passing:
                 output = real(*args, **kwargs)
-                if moment is not None and getattr(output, "shape", None) != stream.shape:  # it does more than add
-                    self._parts = [other for other in self._parts if other is not part]
+                if moment is not None and not self._only_adds(part, moment, stream, output):
+                    self._others.add(id(part.module))
                 return output
             self._skipped.update((i, moment.branch) for i in part.sites)
             return stream + self._sum(part, moment)
 
         return call
+
+    def _only_adds(self, part: Part, moment: Moment, stream: Tensor, output: Any) -> bool:
+        """Whether a part returned its stream with what its branches added. Values are compared in the first run."""
+        if not isinstance(output, Tensor) or output.shape != stream.shape:
+            return False
+        if moment.run != self._tried or moment.step != self._first[moment.branch]:
+            return True
+        if any((i, moment.branch, 0) not in self._anchors for i in part.sites):
+            return False
+        with torch.no_grad():
+            added = self._added(part, moment.branch, moment.step)
+            precision = max(torch.finfo(tensor.dtype).eps for tensor in (stream, output, added))
+            size = torch.stack([tensor.abs().amax().float() for tensor in (stream, output, added)]).amax()
+            rest = (output - stream - added).abs().amax() if added.shape == stream.shape else size
+            return bool(rest <= 4 * len(part.sites) * precision * size)
 
     def _around_modulation(self, modulation: Modulation, own: range, real: Callable[..., Any]) -> Callable[..., Any]:
         """A modulation that keeps shift, scale and gate of the branches that do not compute."""
@@ -207,7 +230,8 @@ def _numbered(found: Sequence[Layer]) -> Iterator[tuple[Layer, range]]:
 
 
 def _part(module: nn.Module, sites: range) -> Part:
-    return Part(module, sites, next(iter(inspect.signature(module.forward).parameters)))
+    # Of the class: what others put around `forward` may not show what it takes.
+    return Part(module, sites, list(inspect.signature(type(module).forward).parameters)[1])
 
 
 @dataclass(frozen=True, eq=False)

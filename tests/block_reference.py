@@ -101,7 +101,7 @@ class Case:
 
 
 def drawn(names: Sequence[str], seed: int, always: str = "") -> dict[str, list[int]]:
-    """A random plan, sparse enough that whole layers are idle at times; blocks of kind `always` compute at all steps."""
+    """A random plan, sparse enough that whole layers are idle at times; blocks of kind `always` always compute."""
     dice = random.Random(seed)
     common = [step for step in range(1, STEPS) if dice.random() < 0.3]
     return {

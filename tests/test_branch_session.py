@@ -50,7 +50,7 @@ def test_computing_everything_changes_no_bit(case: Case) -> None:
 
 @cases
 def test_one_update_adds_what_the_first_call_added(case: Case) -> None:
-    rows = dict.fromkeys(case.names(), [0])
+    rows = dict.fromkeys(case.names(), (0,))
     expected = case.by_hand(rows)
     torch.testing.assert_close(accelerated(case, rows), expected, rtol=1e-5, atol=1e-5)
     # A line through one point is flat.
