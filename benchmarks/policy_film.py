@@ -137,7 +137,7 @@ def main() -> None:
     if arguments.strip:
         texts = [summary(episode) for episode in episodes]
         picture = strip(texts, [episode.pictures for episode in episodes], arguments.frames)
-        picture.quantize(160).save(arguments.strip, optimize=True)
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(arguments.strip, optimize=True)
     if arguments.film:
         first, *others = film(episodes, float(world.simulation.dt))
         first.save(

@@ -112,7 +112,6 @@ def policy(task: str = "pick-place", folder: Path | None = None) -> PolicyPipeli
     """
     import torch
 
-    import diffaccel.pipelines.policies.transformer  # noqa: F401  (diffusers loads parts of imported modules only)
     from diffaccel.pipelines.policy import PolicyPipeline
 
     place = policy_path(task) if folder is None else folder

@@ -65,7 +65,7 @@ MetaWorld (MIT licence) is needed to record demonstrations and to run episodes, 
 `python -m diffaccel.pipelines.bundled.metaworld.train --task {task} --minutes {minutes:.0f} --output DIR` on a CPU:
 {samples} samples in that time on one core of a machine that others used as well. Muon for the matrices in the layers,
 AdamW for the rest, batch {batch}, no dropout, linear decay to zero over the second half; the weights are an exponential
-moving average.
+moving average.{note}
 
 ## Measured
 
@@ -88,6 +88,7 @@ def card(
     shipped: int,
     history: Mapping[str, float],
     measured: Mapping[str, Estimate],
+    note: str = "",
 ) -> str:
     """The text of a card.
 
@@ -98,6 +99,7 @@ def card(
         shipped: observations of them in the folder.
         history: the last entry of its training's log.
         measured: success in closed loop, by name of the sampler.
+        note: what else is to be said of the training.
     """
     network, scheduler, horizons = pipe.denoiser.config, pipe.scheduler.config, pipe.config
     return _PAGE.format(
@@ -123,6 +125,7 @@ def card(
         minutes=history["seconds"] / 60,
         batch=RECIPE.batch,
         measured=_table(measured),
+        note=note and f"\n{note}",
     )
 
 

@@ -31,7 +31,7 @@ AT_ONCE = 50
 """Episodes that run at once."""
 
 
-def export(task: str, output: Path, to: Path, episodes: int = 100) -> Path:
+def export(task: str, output: Path, to: Path, episodes: int = 100, note: str = "") -> Path:
     """Write the folder of a policy.
 
     Args:
@@ -39,6 +39,7 @@ def export(task: str, output: Path, to: Path, episodes: int = 100) -> Path:
         output: folder of its training.
         to: where its own folder goes.
         episodes: in which its success is measured; 0 leaves that out of the card.
+        note: what the card says of the training beside the recipe.
 
     Returns:
         The folder.
@@ -61,7 +62,7 @@ def export(task: str, output: Path, to: Path, episodes: int = 100) -> Path:
     readable(folder)
     measured = successes(task, folder, episodes) if episodes else {}
     history = torch.load(output / "state.pt", weights_only=True)["history"][-1]
-    (folder / "README.md").write_text(card(task, policy(task, folder), windows, len(rows), history, measured))
+    (folder / "README.md").write_text(card(task, policy(task, folder), windows, len(rows), history, measured, note))
     return folder
 
 
@@ -95,10 +96,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the training command")
     parser.add_argument("--to", type=Path, default=Path(__file__).resolve().parents[1], help="where to write")
     parser.add_argument("--episodes", type=int, default=100, help="in which success is measured; 0 for a card without")
+    parser.add_argument("--note", default="", help="a sentence about the training, for the card")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(export(arguments.task, arguments.output, arguments.to, arguments.episodes))
+    print(export(arguments.task, arguments.output, arguments.to, arguments.episodes, arguments.note))
 
 
 if __name__ == "__main__":
