@@ -12,9 +12,8 @@ from diffaccel.compiled import is_compiled
 from diffaccel.pipelines.policies import foreign
 from diffaccel.query_clock import QueryClock
 
-# Components under which diffusers pipelines keep the networks that are called at every step.
+# Components under which pipelines keep the networks that are called at every step.
 DENOISERS = (
-    "denoiser",
     "transformer",
     "transformer_2",
     "unconditional_transformer",
