@@ -35,6 +35,8 @@ last step; evenly spaced it is best at 20 steps and fewer, with the spacing of L
 FULL_STEPS = 100
 OBSERVATIONS = 8
 """So many calibrated methods learn from; the paper takes 1."""
+FITTED = 16
+"""So many weights are fitted to: a regression needs more."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Cell:
         """Such as `ddpm-100 bac bubbling=5 updates=10`."""
         method = [] if self.method is None else [self.method]
         options = [f"{key}={value}" for key, value in sorted(self.options.items())]
-        learnt = [f"observations={self.calibration}"] if self.calibration not in (0, OBSERVATIONS) else []
+        usual = FITTED if self.method == "fitted" else OBSERVATIONS
+        learnt = [f"observations={self.calibration}"] if self.calibration not in (0, usual) else []
         return " ".join([f"{self.sampler}-{self.steps}", *method, *options, *learnt])
 
     @property
@@ -125,24 +128,18 @@ PUBLISHED = [
 
 BEYOND = [
     *(Cell("ddpm", FULL_STEPS, "effect", {"updates": n}, OBSERVATIONS) for n in UPDATES),
-    *(Cell("ddpm", FULL_STEPS, "effect", {"updates": n, "common": False}, OBSERVATIONS) for n in UPDATES),
-    *(
-        Cell(sampler, 20, "effect", {"updates": n, "order": order}, OBSERVATIONS)
-        for sampler in ("ddim", "dpmsolver")
-        for n in (10, 7, 5)
-        for order in (0, 1)
-    ),
+    *(Cell("ddpm", FULL_STEPS, "effect", {"updates": n, "common": False}, OBSERVATIONS) for n in (10, 5)),
+    *(Cell("ddim", 20, "effect", {"updates": n, "order": order}, OBSERVATIONS) for n in (10, 5) for order in (0, 1)),
     Cell("ddpm", FULL_STEPS, "bac", {"updates": 10, "bubbling": 5, "order": 1}, OBSERVATIONS),
+    Cell("ddim", 20, "bac", {"updates": 5, "bubbling": 5, "order": 1}, OBSERVATIONS),
+    *(Cell("ddim", 20, "taylorseer", {"interval": n, "order": 1, "level": "output"}) for n in (3, 5)),
+    *(Cell("ddpm", FULL_STEPS, "fitted", {"computed": n, "level": "output"}, FITTED) for n in (20, 10)),
     *(
-        Cell(sampler, steps, "taylorseer", {"interval": interval, "order": order, "level": "model"})
-        for sampler, steps, intervals in (
-            ("ddpm", FULL_STEPS, (5, 10)),
-            ("ddim", 20, (2, 4)),
-            ("dpmsolver", 20, (2, 4)),
-        )
-        for interval in intervals
-        for order in (0, 1)
+        Cell("ddim", steps, "fitted", {"computed": n, "level": "output"}, FITTED)
+        for steps, counts in ((20, (10, 7, 5)), (10, (7, 5, 4, 3, 2)))
+        for n in counts
     ),
+    *(Cell("ddim", 10, "fitted", {"computed": n, "level": "model"}, FITTED) for n in (5, 3)),
 ]
 """Everything else of diffaccel."""
 

@@ -10,8 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffaccel.calibration_runs import runs
 from diffaccel.clusters import COUNTS, cluster
 from diffaccel.moments import Moments
 from diffaccel.pipelines.source import call_defaults
@@ -20,10 +22,10 @@ from diffaccel.response import responses
 from diffaccel.trace import Trace
 
 NAME = "calibration-{level}-{steps}.safetensors"
-COMMAND = "make one with `diffaccel calibrate MODEL --prompts FILE`, or give calibration=[prompts]"
+COMMAND = "make one with `diffaccel calibrate MODEL --prompts FILE`, or give calibration=[prompts], or observations"
 
 T = TypeVar("T")
-Source = Trace | str | Path | Sequence[str] | None
+Source = Trace | str | Path | Sequence[str] | Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +122,7 @@ class Calibration:
 
 def record(
     pipe: Any,
-    prompts: Sequence[str],
+    source: Any,
     steps: int | None = None,
     level: str = "model",
     batch: int = 16,
@@ -128,30 +130,28 @@ def record(
     progress: bool = False,
     **arguments: Any,
 ) -> Trace:
-    """A trace of uncached runs of a text-to-image or class-to-image pipeline, with the clusters of all dimensions.
+    """A trace of uncached runs of a pipeline, with the clusters of all dimensions.
 
     Args:
-        pipe: the pipeline; it is left as it was.
-        prompts: one a picture.
+        pipe: one that draws pictures from prompts or classes, or a `PolicyPipeline`; it is left as it was.
+        source: prompts, one a picture; observations for a policy.
         steps: of each run; the pipeline's default if None.
         level: of the sites.
-        batch: pictures a run.
-        seed: of the first picture, others follow.
+        batch: samples a run.
+        seed: of the first sample's noise, others follow.
         progress: show a progress bar.
         **arguments: further arguments of `diffaccel.pipelines.image.pictures`.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: no prompts, or runs too short.
+        ValueError: nothing to learn from, or runs too short.
     """
-    from diffaccel.pipelines import image
-
-    bar = tqdm(total=len(prompts), desc="recording", unit="picture", disable=not progress)
+    todo = runs(pipe, source, batch, seed, steps, **arguments)
+    bar = tqdm(total=sum(run.samples for run in todo), desc="recording", unit="sample", disable=not progress)
     with recording(pipe, level) as recorder, bar:
-        for start in range(0, len(prompts), batch):
-            part = list(prompts[start : start + batch])
-            image.pictures(pipe, part, [seed + start + i for i in range(len(part))], steps, **arguments)
-            bar.update(len(part))
+        for run in todo:
+            run.make()
+            bar.update(run.samples)
     return worked_out(recorder.trace(), pipe.scheduler)
 
 
@@ -177,8 +177,8 @@ def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:
 
     Args:
         pipe: the pipeline.
-        source: a trace; a file or folder of them; prompts, by which one is recorded now; None for the files that lie in
-            the pipeline's own folder.
+        source: a trace; a file or folder of them; prompts or observations, by which one is recorded now; None for the
+            files that lie in the pipeline's own folder.
         level: of the sites.
 
     Raises:
@@ -193,7 +193,7 @@ def find(pipe: Any, source: Calibration | Source, level: str) -> Calibration:
     if isinstance(source, Trace):
         traces = [source]
     elif source is not None and not isinstance(source, str | Path):
-        traces = [record(pipe, list(source), _steps(pipe), level)]
+        traces = [record(pipe, source, _steps(pipe), level)]
     else:
         traces = [Trace.load(path) for path in _files(pipe, source, level)]
     for trace in traces:

@@ -3,8 +3,9 @@
 Four levels: `"sublayer"` catches attention and MLP outputs before the gate, as TaylorSeer does; `"block"` catches
 whole block outputs; `"model"` catches one feature, the output of the last block, before the final norm and projection;
 `"deep"` catches what the last layer of a UNet gets from below, as DeepCache does, so that this layer always runs.
-Two more are for some methods only: `"output"` is what diffusers' lite mode catches, where a network ends in a
-`proj_out`, what that returns; `"branch"` catches what each branch of a layer adds (`diffaccel.branches`), as BAC does.
+Two more are for some networks only: `"output"` is what diffusers' lite mode catches, where a network ends in a
+`proj_out` or a `head`, what that returns; `"branch"` catches what each branch of a layer adds (`diffaccel.branches`),
+as BAC does.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def sites(model: nn.Module, level: str = "sublayer") -> list[Site]:
         )
     if not result and level == OUTPUT and blocks(model):
         raise ValueError(
-            f"{type(model).__name__} does not end in a module named proj_out, which level='output' (lite mode) "
+            f"{type(model).__name__} ends neither in a proj_out nor in a head, which level='output' (lite mode) "
             "forecasts: choose level='model', which forecasts the output of the last block"
         )
     if not result:
@@ -151,8 +152,15 @@ def _deep(model: nn.Module) -> Iterator[Site]:
 
 
 def _output(model: nn.Module) -> Iterator[Site]:
-    """What the final projections return; some networks have several, for sound beside pictures."""
-    heads = [(name, child) for name, child in model.named_children() if "proj_out" in name]
+    """What the final projections return; some networks have several, for sound beside pictures.
+
+    Policies end in a `head`. They are small, so nothing before it runs, embeddings included.
+    """
+    children = dict(model.named_children())
+    if "head" in children and blocks(model):
+        yield Site("head", children["head"], idle=tuple(part for name, part in children.items() if name != "head"))
+        return
+    heads = [(name, child) for name, child in children.items() if "proj_out" in name]
     idle = tuple(module for _, module in blocks(model))
     for i, (name, head) in enumerate(heads):
         yield Site(name, head, idle=() if i else idle)
