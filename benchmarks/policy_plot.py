@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 Entry = Mapping[str, Any]
 
@@ -33,11 +34,16 @@ MARKERS = {"ddpm": "s", "ddim": "o", "dpmsolver": "^", "dpmsolver-lu": "v"}
 
 
 def families(cells: Sequence[Entry]) -> dict[tuple[str | None, str], list[Entry]]:
-    """Cells by method and sampler, from the fastest on; the full run begins no line."""
+    """Cells by method and sampler, from the fastest on."""
     found: dict[tuple[str | None, str], list[Entry]] = {}
-    for cell in sorted(cells, key=lambda cell: float(cell["milliseconds"])):
+    for cell in sorted(cells, key=time):
         found.setdefault((cell["method"], cell["sampler"]), []).append(cell)
     return found
+
+
+def time(cell: Entry) -> float:
+    """Processor time of a decision in percent of the full run's in the same rounds, which slow drift leaves alone."""
+    return float(100 * cell["time"]["ratio"])
 
 
 def label(method: str | None, sampler: str) -> str:
@@ -49,7 +55,7 @@ def error_panel(axes: Axes, cells: Sequence[Entry]) -> None:
     """Error against time, both logarithmic; runs that are their own reference have no error to show."""
     shown = [cell for cell in cells if cell["error"] is not None and cell["error"]["value"] > 0]
     for (method, sampler), family in families(shown).items():
-        points = [(cell["milliseconds"], cell["error"]["value"]) for cell in family]
+        points = [(time(cell), cell["error"]["value"]) for cell in family]
         draw(axes, method, sampler, points)
     axes.set_yscale("log")
     axes.set_ylabel("action error to DDPM or DDIM with 100 steps")
@@ -58,13 +64,14 @@ def error_panel(axes: Axes, cells: Sequence[Entry]) -> None:
 def success_panel(axes: Axes, cells: Sequence[Entry]) -> None:
     """Success against time, with Wilson's intervals."""
     for (method, sampler), family in families(cells).items():
-        points = [(cell["milliseconds"], 100 * cell["success"]["value"]) for cell in family]
+        points = [(time(cell), 100 * cell["success"]["value"]) for cell in family]
         draw(axes, method, sampler, points)
         for cell in family:
             ends = [100 * cell["success"]["low"], 100 * cell["success"]["high"]]
-            axes.plot([cell["milliseconds"]] * 2, ends, color=COLOURS.get(method, "#000000"), lw=0.7, alpha=0.4)
+            axes.plot([time(cell)] * 2, ends, color=COLOURS.get(method, "#000000"), lw=0.7, alpha=0.4)
     axes.set_ylabel("success, %")
-    axes.set_xlabel("processor time of a decision, ms")
+    full = next(cell for cell in cells if cell["name"] == "ddpm-100")
+    axes.set_xlabel(f"processor time of a decision, % of {full['name']} ({full['milliseconds']:.0f} ms)")
 
 
 def draw(axes: Axes, method: str | None, sampler: str, points: Sequence[tuple[float, float]]) -> None:
@@ -76,6 +83,9 @@ def draw(axes: Axes, method: str | None, sampler: str, points: Sequence[tuple[fl
 def dress(axes: Axes) -> None:
     """A logarithmic time axis, a quiet grid, no box."""
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#e5e5e5", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
