@@ -33,8 +33,8 @@ def runs(
     Args:
         pipe: a policy, or a pipeline that draws pictures from prompts or classes.
         source: observations, shape (n, n_obs_steps, observation_dim), or one of them; for policies of other projects
-            what `predict_action_chunk`, `predict_action` or the like is called with (a tuple if with several
-            arguments), or a list of that; for pictures prompts.
+            what their own method is called with that decides what to do, such as `select_action` (a tuple if with
+            several arguments), or a list of that; for pictures prompts.
         batch: most samples a run, where samples can be put together.
         seed: of the first sample's noise, others follow.
         steps: of each run; the pipeline's default if None. Policies of other projects make their own.
@@ -99,16 +99,14 @@ def stacked(source: Any) -> Tensor:
 
 
 def _of_foreign(policy: Any, source: Any, seed: int) -> Iterator[Run]:
-    from diffaccel.pipelines.policies.foreign import entries_of
+    from diffaccel.pipelines.policies.foreign import ask
 
-    owner, name = entries_of(policy)[0]
-    entry = getattr(owner, name)
     for i, one in enumerate(source if isinstance(source, list) else [source]):
 
         def make(one: Any = one, i: int = i) -> Any:
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(seed + i)
-                return entry(*one) if isinstance(one, tuple) else entry(one)
+                return ask(policy, *one) if isinstance(one, tuple) else ask(policy, one)
 
         yield Run(1, make)
 

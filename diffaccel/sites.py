@@ -60,8 +60,8 @@ def sites(model: nn.Module, level: str = "sublayer") -> list[Site]:
     if not result and level == BRANCH and (blocks(model) or deep_branch(model)):
         raise ValueError(
             f"{type(model).__name__} has no attention and no feed-forward layers, so nothing of it can be cached block "
-            "by block: it is a convolutional network. method='taylorseer' with level='deep' (a UNet's last layers run, "
-            "what they get from below is forecast) or level='model' work on it"
+            "by block: it is a convolutional network. method='taylorseer' with level='deep' works on UNets: their last "
+            "layers run, what they get from below is forecast"
         )
     if not result and level == OUTPUT and blocks(model):
         raise ValueError(

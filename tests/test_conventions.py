@@ -101,7 +101,7 @@ def test_refused_and_left_alone(config: Any, message: str) -> None:
 
 def test_lite_mode_without_its_module_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"UNet2DConditionModel does not end in a module named proj_out.*level='model'"
+        ValueError, match=r"UNet2DConditionModel ends neither in a proj_out nor in a head.*level='model'"
     ):
         accelerate_pipeline(tiny.stable_diffusion(), TaylorSeerCacheConfig(use_lite_mode=True))
 
