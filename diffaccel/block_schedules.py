@@ -34,11 +34,13 @@ def found(method: Any, pipe: Any) -> BlockSchedules:
         raise ValueError(f"{type(method).__name__} learns its schedules from the pipeline: {_HOW}")
     if isinstance(source, str | Path) and Path(source).suffix == ".json":
         source = BlockSchedules.load(source)
-    names, steps = [site.name for site in sites(network, BRANCH)], default_steps(pipe)
+    names = [site.name for site in sites(network, BRANCH)]
     if isinstance(source, BlockSchedules):
-        kind = type(network).__name__
-        source.check(names, steps or source.steps, kind, width(network), scheduler_name(pipe))
+        # Pictures are drawn in as many steps as each call says, which the plan of its run is checked against.
+        steps = getattr(pipe, "default_steps", source.steps)
+        source.check(names, steps, type(network).__name__, width(network), scheduler_name(pipe))
         return source
+    steps = default_steps(pipe)
     if steps is not None and method.updates > steps:
         raise ValueError(f"updates={method.updates} is more than the {steps} network calls of a run: choose fewer")
     return method.made(pipe)  # type: ignore[no-any-return]

@@ -63,6 +63,29 @@ def test_layers_and_stacks_in_which_nothing_computes_are_passed_by() -> None:
     assert calls == {"decoder": 3, "decoder.layers.0": 2, "decoder.layers.1": 3}
 
 
+PASSED_BY = {
+    "decoder": "decoder.layers.1",
+    "bert": "encoder.layers.0",
+    "dit-rotary": "transformer_blocks.1",
+    "dit-multihead": "transformer_blocks.0",
+    "rdt": "blocks.2",
+    "unet": "mid_block.attentions.0.transformer_blocks.0",
+    "ada-norm": "transformer_blocks.1",
+}
+
+
+@pytest.mark.parametrize(("name", "layer"), PASSED_BY.items(), ids=PASSED_BY)
+@pytest.mark.parametrize("order", [0, 1])
+def test_layers_of_all_kinds_that_add_are_passed_by(name: str, layer: str, order: int) -> None:
+    case = CASES[name]
+    network = case.make()
+    calls = count(network, layer)
+    with accelerate(network, planned(case, order, sa=[0, 2, 5], ffn=[0, 5, 6]), steps=STEPS):
+        for _ in range(2):
+            case.run(network)
+    assert calls[layer] == 2 * 4
+
+
 @pytest.mark.parametrize("name", ["decoder", "decoder-encoded"])
 def test_conditions_are_encoded_only_where_a_branch_attends_to_them(name: str) -> None:
     case = CASES[name]
@@ -137,6 +160,8 @@ def test_anchors_never_survive_a_run(case: Case) -> None:
     hook.remove()
     assert torch.equal(case.run(network), first)
     assert session._anchors
+    session.forget()
+    assert not any(modulation._held for modulation, _ in session._gates.values())
     session.detach()
     assert not any((session._anchors, session._sums, session._stand_ins, session._gates))
 
