@@ -41,9 +41,15 @@ def found(method: Any, pipe: Any) -> BlockSchedules:
         source.check(names, steps, type(network).__name__, width(network), scheduler_name(pipe))
         return source
     steps = default_steps(pipe)
-    if steps is not None and method.updates > steps:
-        raise ValueError(f"updates={method.updates} is more than the {steps} network calls of a run: choose fewer")
+    if steps is not None:
+        check_updates(method.updates, steps)
     return method.made(pipe)  # type: ignore[no-any-return]
+
+
+def check_updates(updates: int, steps: int) -> None:
+    """Raise ValueError if there are more updates than steps."""
+    if updates > steps:
+        raise ValueError(f"updates={updates} is more than the {steps} network calls of a run: choose fewer")
 
 
 def check_single(pipe: Any) -> dict[str, Any]:

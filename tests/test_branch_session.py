@@ -8,6 +8,8 @@ from torch import Tensor
 
 from diffaccel import accelerate
 from tests.block_reference import CASES, STEPS, Case, Planned, Rows, drawn
+from tests.policy_transformers import TransformerBlock
+from tests.test_branch_promises import count, planned
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 orders = pytest.mark.parametrize("order", [0, 1], ids=["reuse", "line"])
@@ -55,3 +57,37 @@ def test_one_update_adds_what_the_first_call_added(case: Case) -> None:
     torch.testing.assert_close(accelerated(case, rows), expected, rtol=1e-5, atol=1e-5)
     # A line through one point is flat.
     torch.testing.assert_close(accelerated(case, rows, order=1), expected, rtol=1e-5, atol=1e-5)
+
+
+class Scaled(TransformerBlock):
+    """A block that adds less than its branches say, so that the sum of them is not what it adds."""
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        return x + 0.5 * (super().forward(x, features) - x)
+
+
+class Listing(TransformerBlock):
+    """A block that returns more than the stream."""
+
+    def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x[0] if isinstance(x, tuple) else x, features), features
+
+
+@pytest.mark.parametrize("kind", [Scaled, Listing])
+def test_a_layer_that_does_more_than_add_is_not_passed_by(kind: type[TransformerBlock]) -> None:
+    case = CASES["dit-rotary"]
+    network = case.make()
+    for block in network.transformer_blocks:
+        block.__class__ = kind
+    network.transformer_blocks[-1].__class__ = Scaled if kind is Scaled else TransformerBlock
+    if kind is Listing:
+        network.transformer_blocks[-1].register_forward_pre_hook(lambda _, given: (given[0][0], given[1]))
+    for runs in (1, 2):  # what was found out in the first run holds in the next
+        calls = count(network, "transformer_blocks.0")
+        with accelerate(network, planned(case), steps=STEPS):
+            for _ in range(runs):
+                found = case.run(network)
+        assert calls["transformer_blocks.0"] == runs * STEPS
+        x = case.run(network)
+        assert torch.equal(found[0], x[0])
+        assert not torch.allclose(found[1:], x[1:], rtol=1e-3)

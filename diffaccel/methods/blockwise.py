@@ -151,10 +151,11 @@ class Acs(Scheduled):
 
     def made(self, pipe: Any) -> BlockSchedules:
         """One recording of uncached runs, one schedule for each block."""
-        from diffaccel.block_schedules import written
+        from diffaccel.block_schedules import check_updates, written
         from diffaccel.tape import learn
 
         learnt = learn(pipe, self.calibration, self.metric, self.seed)
+        check_updates(self.updates, learnt.steps)  # policies of other projects do not tell it before
         return written(self, pipe, self.rows(learnt), learnt.steps, learnt.losses)
 
     def rows(self, learnt: Learnt) -> dict[str, list[int]]:

@@ -61,7 +61,10 @@ class Effect(Scheduled):
                 f"method='effect' differentiates the sampling loop, and that of {type(pipe).__name__} is not ours: put "
                 "network, scheduler and normalizer into a PolicyPipeline, or use method='bac'"
             )
-        effects = measure(pipe, stacked(self.calibration), self.probes, self.seed)
+        observations = stacked(self.calibration)
+        if not len(observations):
+            raise ValueError("calibration is empty: give at least one observation")
+        effects = measure(pipe, observations, self.probes, self.seed)
         if self.common:
             rows = dict.fromkeys(effects.names, common_schedule(effects, self.updates))
         else:
