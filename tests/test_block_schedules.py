@@ -179,7 +179,7 @@ def test_effects_refuse_as_early() -> None:
 def test_files_that_are_no_schedules_are_refused(tmp_path: Path) -> None:
     (bad := tmp_path / "bad.json").write_text("{")
     (other := tmp_path / "other.json").write_text(json.dumps({"what": "recipe"}))
-    with pytest.raises(FileNotFoundError, match="no file .*missing.json with schedules"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*missing\.json with schedules"):
         accelerated(tmp_path / "missing.json")
     for path, told in ((bad, "cannot be used"), (other, "does not hold schedules of blocks")):
         with pytest.raises(ValueError, match=told):
