@@ -78,21 +78,27 @@ class BlockSchedules:
         """Computed steps of a block, mean over blocks: what to compare methods at, not the number asked for."""
         return sum(map(len, self.rows.values())) / len(self.rows)
 
+    def as_data(self) -> dict[str, Any]:
+        """All of it in words, numbers, lists and mappings, as files have it."""
+        lists = {"rows": {block: list(row) for block, row in self.rows.items()}, "bubbled": list(self.bubbled)}
+        return {"what": WHAT, "format": FORMAT, **asdict(self), **lists}
+
+    @classmethod
+    def from_data(cls, data: Any) -> BlockSchedules:
+        """What `as_data` gave, or a file held. Raises ValueError if it is anything else."""
+        return _parsed(data)
+
     def save(self, path: str | Path) -> None:
         """Write them as JSON, one line a block.
 
         Raises:
             TypeError: a setting that JSON does not know.
         """
-        data = asdict(self)
+        data = self.as_data()
         rows, losses = data.pop("rows"), data.pop("losses")
-        parts = {
-            **{key: json.dumps(value, allow_nan=False) for key, value in data.items()},
-            "losses": _lines(losses),
-            "rows": _lines(rows),
-        }
-        head = {"what": json.dumps(WHAT), "format": json.dumps(FORMAT)}
-        text = ",\n".join(f" {json.dumps(key)}: {value}" for key, value in {**head, **parts}.items())
+        parts = {key: json.dumps(value, allow_nan=False) for key, value in data.items()}
+        parts |= {"losses": _lines(losses), "rows": _lines(rows)}
+        text = ",\n".join(f" {json.dumps(key)}: {value}" for key, value in parts.items())
         Path(path).write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
 
     @classmethod

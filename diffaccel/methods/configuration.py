@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +17,10 @@ from diffaccel.methods.cache_dit import from_cache_config
 from diffaccel.methods.checks import nearest
 from diffaccel.methods.speeds import SPEEDS
 from diffaccel.plan import Plan
+from diffaccel.schedule_file import WHAT, BlockSchedules
 
 SUFFIXES = (".json", ".yaml", ".yml")
+_LISTS = re.compile(r"\[\n([\s\d,]+)\]")  # of whole numbers, one a line
 
 
 def save_config(what: Any, path: str | Path) -> None:
@@ -26,8 +29,8 @@ def save_config(what: Any, path: str | Path) -> None:
     Args:
         what: a method, the acceleration of a pipeline (`pipe.acceleration`) or an accelerated pipeline. Of a
             calibration its path is written, relative to the file, or its prompts; one that lies in the pipeline's own
-            folder is found there again. Of `auto` the choice is written, if one was made: all that is known of it, with
-            its calibration beside it, as JSON; only the method as YAML.
+            folder is found there again. Schedules of blocks are written whole. Of `auto` the choice is written, if one
+            was made: all that is known of it, with its calibration beside it, as JSON; only the method as YAML.
         path: ends in .json, .yaml or .yml, which decides the format.
 
     Raises:
@@ -45,7 +48,7 @@ def save_config(what: Any, path: str | Path) -> None:
         method = method.chosen
     data = _as_data(method, path.parent)
     if path.suffix == ".json":
-        path.write_text(json.dumps(data, indent=1) + "\n")
+        path.write_text(_LISTS.sub(_on_one_line, json.dumps(data, indent=1)) + "\n")
     else:
         import yaml
 
@@ -56,9 +59,9 @@ def load_config(path: str | Path, pipeline: str = "") -> Method:
     """The method that a file tells.
 
     Args:
-        path: a file of `save_config`, or one written by hand: `method` is a name in `METHODS` or a word in `SPEEDS`,
-            all other keys are options. A file for cache-dit is taken where its `cache_config` can be had here, and a
-            choice of auto is what it chose.
+        path: a file of `save_config` or of schedules of blocks, or one written by hand: `method` is a name in
+            `METHODS` or a word in `SPEEDS`, all other keys are options. A file for cache-dit is taken where its
+            `cache_config` can be had here, and a choice of auto is what it chose.
         pipeline: class name of the pipeline, whose preset holds for options that the file leaves out.
 
     Raises:
@@ -111,8 +114,38 @@ def _as_data(method: Any, folder: Path) -> dict[str, Any]:
     if name is None:
         raise TypeError(f"only methods of diffaccel can be saved ({', '.join(METHODS)}), got {method!r}")
     options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.repr}
+    if "schedules" in _fields(type(method)):
+        return {"method": name, **_of_blocks(method, options, folder)}
     plain = {key: _plain(key, value, folder) for key, value in options.items()}
     return {"method": name, **{key: value for key, value in plain.items() if value is not None}}
+
+
+def _of_blocks(method: Any, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Options of a method with schedules of blocks, and these, if it has them."""
+    given = options.pop("calibration")
+    schedules = given if method.schedules is None and isinstance(given, BlockSchedules) else method.schedules
+    if schedules is None and isinstance(given, str) and Path(given).suffix != ".json":
+        given = [given]  # a prompt, no path
+    elif schedules is None and given is not None and not isinstance(given, str | Path | list):
+        raise ValueError(
+            "observations are in no file: accelerate a pipeline with the method, and save its acceleration, which has "
+            "the schedules that were made of them"
+        )
+    options |= {"schedules": schedules.as_data()} if schedules is not None else {"calibration": given}
+    plain = {key: value if key == "schedules" else _plain(key, value, folder) for key, value in options.items()}
+    return {key: value for key, value in plain.items() if value is not None}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[1].split())}]"
+
+
+def _fields(kind: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _plain(name: str, value: Any, folder: Path) -> Any:
@@ -148,6 +181,8 @@ _IN_NO_FILE = (
 def _from_data(data: dict[str, Any], folder: Path, pipeline: str) -> Method:
     if "cache_config" in data:
         return from_cache_config(data)
+    if data.get("what") == WHAT:
+        data = {"method": data.get("rule"), **_mapping(data.get("settings")), "schedules": data}
     options = dict(data)
     name = options.pop("method", None)
     if not isinstance(name, str) or name not in (*METHODS, *SPEEDS):
@@ -155,11 +190,13 @@ def _from_data(data: dict[str, Any], folder: Path, pipeline: str) -> Method:
         raise ValueError(f"{told}; give method: one of {', '.join((*METHODS, *SPEEDS))}")
     kind = METHODS["taylorseer" if name in SPEEDS else name]
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.repr}
+    schedules = options.pop("schedules", None) if "schedules" in _fields(kind) else None
+    made = {} if schedules is None else {"schedules": BlockSchedules.from_data(schedules)}
     for key in options:
         if key not in fields:
             raise ValueError(f"{name} has no option {key!r}{nearest(key, fields)} Options: {', '.join(fields)}.")
     read = {key: _option(key, fields[key], value, folder) for key, value in options.items()}
-    return kind.preset(pipeline, **{**SPEEDS.get(name, {}), **read})
+    return kind.preset(pipeline, **{**SPEEDS.get(name, {}), **read, **made})
 
 
 def _is_plan(value: Any) -> bool:
