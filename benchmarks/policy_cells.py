@@ -62,7 +62,7 @@ class Cell:
         """Such as `ddpm-100 bac bubbling=5 updates=10`."""
         method = [] if self.method is None else [self.method]
         options = [f"{key}={value}" for key, value in sorted(self.options.items())]
-        usual = FITTED if self.method == "fitted" else OBSERVATIONS
+        usual = FITTED if self.method in ("fitted", "innovation") else OBSERVATIONS
         learnt = [f"observations={self.calibration}"] if self.calibration not in (0, usual) else []
         return " ".join([f"{self.sampler}-{self.steps}", *method, *options, *learnt])
 
@@ -134,6 +134,8 @@ BEYOND = [
     Cell("ddim", 20, "bac", {"updates": 5, "bubbling": 5, "order": 1}, OBSERVATIONS),
     *(Cell("ddim", 20, "taylorseer", {"interval": n, "order": 1, "level": "output"}) for n in (3, 5)),
     *(Cell("ddpm", FULL_STEPS, "fitted", {"computed": n, "level": "output"}, FITTED) for n in (20, 10)),
+    *(Cell("ddpm", FULL_STEPS, "innovation", {"computed": n}, FITTED) for n in (20, 10, 7, 5, 3)),
+    *(Cell("ddim", 10, "innovation", {"computed": n}, FITTED) for n in (5, 3)),
     *(
         Cell("ddim", steps, "fitted", {"computed": n, "level": "output"}, FITTED)
         for steps, counts in ((20, (10, 7, 5)), (10, (7, 5, 4, 3, 2)))

@@ -16,6 +16,8 @@ from diffaccel.denoisers import clocks, denoisers
 from diffaccel.gate import GatedSession
 from diffaccel.methods import Calibrated, Method, of_network, resolve
 from diffaccel.methods.first_block import FirstBlock
+from diffaccel.methods.innovation import Innovation
+from diffaccel.pairs import PairSession
 from diffaccel.pipelines.policies import foreign
 from diffaccel.plan import Plan
 from diffaccel.query_clock import QueryClock
@@ -117,6 +119,8 @@ class Acceleration:
 def _session_of(method: Method) -> type[Session]:
     if isinstance(method, FirstBlock):
         return GatedSession
+    if isinstance(method, Innovation):
+        return PairSession
     return BranchSession if method.level == BRANCH else Session
 
 

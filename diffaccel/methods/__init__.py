@@ -16,6 +16,7 @@ from diffaccel.methods.conventions import is_diffusers_config, translated
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
+from diffaccel.methods.innovation import Innovation
 from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
@@ -45,7 +46,9 @@ class Method(Protocol):
         """The rule by which the feature of `site` is forecast in a run of `steps` steps."""
 
 
-METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Uniform | Acs | Effect]] = MappingProxyType(
+Kind = type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Uniform | Acs | Effect | Innovation]
+
+METHODS: Mapping[str, Kind] = MappingProxyType(
     {
         "taylorseer": TaylorSeer,
         "first_block": FirstBlock,
@@ -57,6 +60,7 @@ METHODS: Mapping[str, type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Unif
         "unified": Unified,
         "uniform": Uniform,
         "effect": Effect,
+        "innovation": Innovation,
     }
 )
 
