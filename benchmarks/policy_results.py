@@ -36,6 +36,8 @@ def assemble(journal: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any
         entry = {**one.cell.as_dict(), **summary(one.found, one.timing, full.found)}
         if one.cell.method is not None and (other := best_in_time(plain, one.timing["ratio"])) is not None:
             entry["equal_time"] = {"name": other.cell.name, **paired(one.found["took"], other.found["took"])}
+        if one.cell.method is not None and (nearest := nearest_in_time(plain, one)) is not None:
+            entry["equal_time_error"] = nearer(one, nearest)
         entries.append(entry)
     return {"cells": entries}
 
@@ -50,6 +52,7 @@ def summary(found: Mapping[str, Any], timing: Mapping[str, Any], full: Mapping[s
         "against_full": paired(took, full["took"]),
         "median_steps_to_success": median(finished) if finished else None,
         "error": None if found["error"] is None else mean_interval(found["error"]).as_dict(),
+        "error_median": None if found["error"] is None else median(found["error"]),
         "expert_error": mean_interval(found["expert_error"]).as_dict(),
         "flops": found["flops"],
         "updates": found["updates"],
@@ -74,6 +77,34 @@ def paired(took: Sequence[int | None], other: Sequence[int | None]) -> dict[str,
     chance = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
     difference = mean_interval((own.astype(float) - others).tolist())
     return {"difference": difference.as_dict(), "won": won, "lost": lost, "p": float(chance)}
+
+
+def nearest_in_time(plain: Sequence[Measured], one: Measured) -> Measured | None:
+    """The plain run with the smallest action error among those that take no longer and aim at the same actions."""
+    fits = [
+        other
+        for other in plain
+        if other.cell.reference == one.cell.reference
+        and other.found["error"] is not None
+        and other.timing["ratio"] <= one.timing["ratio"]
+    ]
+    return min(fits, key=lambda other: mean_error(other), default=None) if one.cell.reference is not None else None
+
+
+def mean_error(one: Measured) -> float:
+    """Mean action error of a cell."""
+    return float(np.mean(one.found["error"]))
+
+
+def nearer(one: Measured, other: Measured) -> dict[str, Any]:
+    """How the action errors of a cell compare with those of another, observation by observation."""
+    difference = np.subtract(one.found["error"], other.found["error"])
+    return {
+        "name": other.cell.name,
+        "difference": mean_interval(difference.tolist()).as_dict(),
+        "ratio": mean_error(one) / mean_error(other),
+        "median": median(other.found["error"]),
+    }
 
 
 def best_in_time(plain: Sequence[Measured], ratio: float) -> Measured | None:

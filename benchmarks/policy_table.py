@@ -20,8 +20,14 @@ BEGIN, END = "<!-- policy:begin -->", "<!-- policy:end -->"
 
 def policy_table(cells: Sequence[Entry]) -> str:
     """One row per cell; the best plain run in the time of each cached one is that with most successes."""
-    header = ["policy", "success", "less than full", "action error", "ms a decision", "speed-up", "of its bound"]
-    header += ["GFLOP", "updates a block", "best plain run in its time"]
+    header = ["policy", "success", "less than full", "action error", "median", "ms a decision", "speed-up"]
+    header += [
+        "of its bound",
+        "GFLOP",
+        "updates",
+        "most successful plain run in its time",
+        "nearest plain run in its time",
+    ]
     return rows([header, *(line(cell) for cell in cells)])
 
 
@@ -33,12 +39,14 @@ def line(cell: Entry) -> list[str]:
         share(cell["success"]),
         against(cell["against_full"]),
         "-" if cell["error"] is None else between(cell["error"]),
+        "-" if cell["error"] is None else f"{cell['error_median']:.4f}",
         f"{cell['milliseconds']:.1f}",
         f"{cell['speed_up']:.1f}x ({1 / high:.1f}-{1 / low:.1f})",
         percent_of(cell["bound_reached"]),
         f"{cell['flops'] / 1e9:.2f}",
         f"{cell['updates']:.1f}",
         "" if cell["method"] is None else plain_in_time(cell),
+        nearest_in_time(cell),
     ]
 
 
@@ -65,6 +73,15 @@ def plain_in_time(cell: Entry) -> str:
     return "none" if other is None else f"{other['name']}: {against(other)}"
 
 
+def nearest_in_time(cell: Entry) -> str:
+    """The plain run of least error that takes no longer, and the errors of the cell as shares of its own."""
+    if (other := cell.get("equal_time_error")) is None:
+        return ""
+    value = other["difference"]
+    told = "" if value["low"] <= 0 <= value["high"] else " **nearer**" if value["high"] < 0 else " farther"
+    return f"{other['name']}: error {other['ratio']:.2f} of its{told}"
+
+
 def provenance(result: Entry) -> str:
     """What the numbers of a table are and where they come from."""
     machine, versions, settings = result["machine"], result["versions"], result["settings"]
@@ -72,7 +89,8 @@ def provenance(result: Entry) -> str:
         f"{settings['episodes']} episodes of {settings['task']} (MetaWorld {versions['metaworld']}) for each, with "
         "equal starts and noise; differences are paired, in percent of the episodes. Action error is the root mean "
         f"square over the executed actions of {settings['observations']} held-out observations, in units of the "
-        "normalizer (-1..1), from the same noise: of DDPM to DDPM with 100 steps, of all others to DDIM with 100. "
+        "normalizer (-1..1), from the same noise: of DDPM to DDPM with 100 steps, of all others to DDIM with 100; mean "
+        "and median over observations. "
         "Intervals are 95%. Time is processor time of one decision at batch 1 on one thread, median of "
         f"{settings['rounds']} rounds, speed-ups with the least and most of a round ({machine['cpu']}, torch "
         f"{versions['torch']}, diffusers {versions['diffusers']}, "
