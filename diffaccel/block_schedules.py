@@ -12,6 +12,7 @@ from torch import nn
 from diffaccel.branches import layers
 from diffaccel.calibration_runs import default_steps
 from diffaccel.denoisers import denoisers
+from diffaccel.methods.first_block import NotPlannedError
 from diffaccel.pipelines.policies import foreign
 from diffaccel.plan import Plan
 from diffaccel.schedule_file import BlockSchedules
@@ -29,13 +30,11 @@ def found(method: Any, pipe: Any) -> BlockSchedules:
         FileNotFoundError: there is no such file.
     """
     (network,) = check_single(pipe).values()
-    source = method.schedules if method.schedules is not None else method.calibration
-    if source is None:
-        raise ValueError(f"{type(method).__name__} learns its schedules from the pipeline: {_HOW}")
-    if isinstance(source, str | Path) and Path(source).suffix == ".json":
-        source = BlockSchedules.load(source)
+    source = given(method)
+    if source is None and method.calibration is None:
+        raise ValueError(_missing(method))
     names = [site.name for site in sites(network, BRANCH)]
-    if isinstance(source, BlockSchedules):
+    if source is not None:
         # Pictures are drawn in as many steps as each call says, which the plan of its run is checked against.
         steps = getattr(pipe, "default_steps", source.steps)
         source.check(names, steps, type(network).__name__, width(network), scheduler_name(pipe))
@@ -44,6 +43,23 @@ def found(method: Any, pipe: Any) -> BlockSchedules:
     if steps is not None:
         check_updates(method.updates, steps)
     return method.made(pipe)  # type: ignore[no-any-return]
+
+
+def given(method: Any) -> BlockSchedules | None:
+    """The schedules a method has, itself or as its calibration; None if it is to make them.
+
+    Raises:
+        ValueError: they are in a file that cannot be used.
+        FileNotFoundError: there is no such file.
+    """
+    source = method.schedules if method.schedules is not None else method.calibration
+    if isinstance(source, str | Path) and Path(source).suffix == ".json":
+        return BlockSchedules.load(source)
+    return source if isinstance(source, BlockSchedules) else None
+
+
+def _missing(method: Any) -> str:
+    return f"{type(method).__name__} learns its schedules from the pipeline: {_HOW}"
 
 
 def check_updates(updates: int, steps: int) -> None:
@@ -109,13 +125,12 @@ def planned(method: Any, names: Sequence[str], steps: int) -> Plan:
     """The plan of a method for a run of so many steps over blocks of these names.
 
     Raises:
-        ValueError: the method has no schedules, or they are for other blocks or another number of steps.
+        NotPlannedError: the method has no schedules yet.
+        ValueError: they are for other blocks or another number of steps.
     """
-    schedules: BlockSchedules | None = method.schedules
+    schedules = given(method)
     if schedules is None:
-        raise ValueError(
-            f"{type(method).__name__} has no schedules yet: accelerate_pipeline(pipe, ...) makes them; {_HOW}"
-        )
+        raise NotPlannedError(_missing(method))
     schedules.check(names, steps)
     last = {steps - 1} if method.always_update_last else set()
     computed = [last.union(schedules.rows[name]) for name in names]
