@@ -13,6 +13,7 @@ come from one matrix, the second moments of outputs and samples at all steps.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from diffaccel.fingerprint import Fingerprint
 from diffaccel.segments import best_schedules
 
 Array = npt.NDArray[np.float64]
 
 KIND = "diffaccel second moments of outputs and samples"
+SUFFIX = ".safetensors"
+_LEAST_RIDGE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +42,26 @@ class Statistics:
     Attributes:
         gram: mean products of F[0], ..., F[K-1], x[0], ..., x[K-1], over all numbers of all samples, shape (2K, 2K).
         responses: how far the result moves with the output at each step, see `diffaccel.response`.
-        network: class name.
-        scheduler: class name.
-        samples: from which the moments were made.
+        fingerprint: of network, scheduler and number of steps.
+        samples: from which the moments were made, branches of guidance counted apart.
+
+    Raises:
+        ValueError: moments of another shape, or values that are not finite.
     """
 
     gram: Array
     responses: tuple[float, ...]
-    network: str
-    scheduler: str
+    fingerprint: Fingerprint
     samples: int
+
+    def __post_init__(self) -> None:
+        if self.gram.shape != (2 * self.steps, 2 * self.steps) or self.fingerprint.steps != self.steps:
+            raise ValueError(f"moments of {self.steps} steps have shape {(2 * self.steps,) * 2}, got {self.gram.shape}")
+        if not np.isfinite(self.gram).all() or not np.isfinite(self.responses).all():
+            raise ValueError("outputs or samples hold NaN or infinity: check what the pipeline makes uncached")
+
+    def __repr__(self) -> str:
+        return f"Statistics({self.steps} steps, {self.samples} samples)"
 
     @property
     def steps(self) -> int:
@@ -55,8 +69,10 @@ class Statistics:
         return len(self.responses)
 
     def save(self, path: str | Path) -> None:
-        """Write them as a safetensors file."""
-        notes = {"kind": KIND, "network": self.network, "scheduler": self.scheduler, "samples": str(self.samples)}
+        """Write them as a safetensors file. Raises ValueError if the path does not end in .safetensors."""
+        if Path(path).suffix != SUFFIX:
+            raise ValueError(f"moments of outputs and samples are a file that ends in {SUFFIX}, got {path}")
+        notes = {"kind": KIND, "fingerprint": json.dumps(self.fingerprint.as_dict()), "samples": str(self.samples)}
         tensors = {"gram": torch.from_numpy(self.gram), "responses": torch.tensor(self.responses, dtype=torch.float64)}
         save_file(tensors, str(path), notes)
 
@@ -66,7 +82,7 @@ class Statistics:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds something else.
+            ValueError: the file is damaged, or holds something else.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {path} with moments of outputs and samples")
@@ -77,19 +93,18 @@ class Statistics:
             raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
         if notes.get("kind") != KIND:
             raise ValueError(f"{path} does not hold moments of outputs and samples: give what statistics.save wrote")
-        responses = tuple(found["responses"].tolist())
-        return cls(found["gram"].numpy(), responses, notes["network"], notes["scheduler"], int(notes["samples"]))
+        try:
+            mark = Fingerprint(**json.loads(notes["fingerprint"]))
+            return cls(found["gram"].numpy(), tuple(found["responses"].tolist()), mark, int(notes["samples"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no whole moments of outputs and samples: {error}") from error
 
-    def check(self, network: str, scheduler: str, steps: int | None) -> None:
-        """Raise ValueError unless they are of this network, scheduler and number of steps (None: any)."""
-        told = (
-            ("network", self.network, network),
-            ("scheduler", self.scheduler, scheduler),
-            ("steps", self.steps, steps),
-        )
-        for what, own, other in told:
-            if other is not None and own != other:
-                raise ValueError(f"the calibration is for {what} {own}, not {other}: make one for this pipeline")
+    def check(self, now: Fingerprint) -> None:
+        """Raise ValueError unless they are of this network, scheduler and number of steps."""
+        if found := self.fingerprint.differences(now):
+            raise ValueError(
+                f"the calibration is for another {' and another '.join(found)}: make one for this pipeline"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,8 +146,7 @@ def best_plan(statistics: Statistics, computed: int, ridge: float) -> list[int]:
         ValueError: more computed steps than steps, or none.
     """
     gram, steps = statistics.gram, statistics.steps
-    if not 1 <= computed <= steps:
-        raise ValueError(f"computed must be 1 to {steps} for a run of {steps} steps, got {computed}")
+    check_computed(computed, steps)
     cost = np.zeros((steps, steps))
     for a in range(steps):
         moved = np.zeros(2 * steps)
@@ -140,6 +154,12 @@ def best_plan(statistics: Statistics, computed: int, ridge: float) -> list[int]:
             moved += statistics.responses[t] * _error(gram, a, t, ridge)
             cost[a, t] = moved @ gram @ moved
     return best_schedules(cost, computed, "lower").schedule(computed)
+
+
+def check_computed(computed: int, steps: int) -> None:
+    """Raise ValueError unless so many steps of a run can be computed."""
+    if not 1 <= computed <= steps:
+        raise ValueError(f"computed={computed} is not possible in a run of {steps} network calls: choose 1 to {steps}")
 
 
 def _error(gram: Array, a: int, t: int, ridge: float) -> Array:
@@ -154,7 +174,9 @@ def _error(gram: Array, a: int, t: int, ridge: float) -> Array:
 def _solve(gram: Array, anchors: Sequence[int], t: int, ridge: float) -> Array:
     columns = _columns(anchors, t, len(gram) // 2)
     inner = gram[np.ix_(columns, columns)]
-    solution = np.linalg.solve(inner + np.diag(ridge * inner.diagonal() + 1e-12), gram[columns, t])
+    power = inner.diagonal()
+    # Samplers without noise make the sample from its regressors, so some of these depend on each other.
+    solution = np.linalg.solve(inner + np.diag((ridge + _LEAST_RIDGE) * power + (power == 0)), gram[columns, t])
     return np.asarray(solution, dtype=np.float64)
 
 
@@ -170,6 +192,6 @@ def moments(outputs: torch.Tensor, samples: torch.Tensor) -> Array:
         outputs: shape (K, ...).
         samples: the same shape.
     """
-    series = torch.cat([outputs.flatten(1), samples.flatten(1)]).double().cpu()
+    series = torch.cat([outputs.flatten(1), samples.flatten(1)]).cpu().double()
     gram: Any = series @ series.T / series.shape[1]
     return np.asarray(gram.numpy(), dtype=np.float64)

@@ -1,34 +1,23 @@
-"""Outputs and samples in pairs: recorded over uncached runs, and forecast from each other in accelerated ones."""
+"""Outputs and samples in pairs, of which outputs are forecast, and the networks for which that can be done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from tqdm.auto import tqdm
 
-from diffaccel.block_schedules import check_single, scheduler_name
-from diffaccel.calibration_runs import default_steps, runs
 from diffaccel.clock import Clock, Moment
-from diffaccel.compiled import check_recordable, is_compiled
-from diffaccel.denoisers import clocks
+from diffaccel.compiled import is_compiled
+from diffaccel.denoisers import denoisers
 from diffaccel.feature import Feature
-from diffaccel.innovation import Regression, Statistics, moments, regression
+from diffaccel.innovation import Regression, regression
 from diffaccel.methods import Method
 from diffaccel.methods.innovation import Innovation
-from diffaccel.query_clock import QueryClock
-from diffaccel.response import responses
+from diffaccel.pipelines.policies import foreign
 from diffaccel.session import Key, Session
-from diffaccel.sites import OUTPUT, Site, called_twice, sites
+from diffaccel.sites import OUTPUT, Site, called_more, sites
 from diffaccel.structure import unwrapped
-from diffaccel.watch import Watch
-
-BATCH = 16
-"""Samples of a run from which statistics are made."""
 
 
 class PairSession(Session):
@@ -51,16 +40,23 @@ class PairSession(Session):
 
     def enter(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call of the network begins: note the sample."""
-        self._sample = sample_of(args, kwargs)
         super().enter(moment, args, kwargs)
+        self._sample = sample_of(self.network, self._arguments.names[0], args, kwargs)
+
+    def forget(self) -> None:
+        """Drop all anchors, and the sample."""
+        super().forget()
+        self._sample = torch.empty(0)
 
     def _keep(self, key: Key, step: int, feature: Feature) -> None:
         check_shapes(self.network, feature.leaves[0], self._sample)
-        super()._keep(key, step, Feature((feature.leaves[0], self._sample)))
+        super()._keep(key, step, Feature((feature.leaves[0], self._sample.clone())))  # some loops write into theirs
 
     def _forecast(self, key: Key, step: int) -> Tensor:
         """What the network would return at `step`."""
-        i, branch, _ = key
+        i, branch, call = key
+        if key not in self._anchors:
+            raise called_more(self.network, self.sites[i], OUTPUT)
         anchors = self._anchors[key]
         times = tuple(time for time, _ in anchors)
         if (times, step) not in self._regressions:
@@ -68,7 +64,8 @@ class PairSession(Session):
             assert statistics is not None
             self._regressions[times, step] = regression(statistics.gram, times, step, self.innovation.ridge)
         w = self._regressions[times, step]
-        self._skipped[i, branch] += 1
+        if call == 0:
+            self._skipped[i, branch] += 1
         wide = torch.promote_types(self._sample.dtype, torch.float32)
         total = self._sample.to(wide) * w.now
         for (_, pair), output, sample in zip(anchors, w.outputs, w.samples, strict=True):
@@ -76,95 +73,39 @@ class PairSession(Session):
         return total.to(anchors[0][1].leaves[0].dtype)
 
 
-class PairTape(Watch):
-    """Outputs and samples of the run in progress, by branch of guidance."""
-
-    def __init__(self, network: nn.Module, clock: Clock) -> None:
-        super().__init__(network, clock)
-        self.pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._sample = torch.empty(0)
-        self._run = -1
-
-    def find(self) -> list[Site]:
-        """The one output."""
-        check_recordable(self.network)
-        check_single_output(self.network)
-        return sites(self.network, OUTPUT)
-
-    def forget(self) -> None:
-        """Drop what was kept."""
-        self.pairs = {}
-
-    def enter(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A call of the network begins: note the sample."""
-        if moment.run != self._run:
-            self.forget()
-            self._run = moment.run
-        self._sample = sample_of(args, kwargs)
-
-    def leave(self, moment: Moment) -> None:
-        """A call of the network ends well."""
-
-    def at_site(self, i: int, real: Callable[..., Any]) -> Callable[..., Any]:
-        """The output as it is, kept with the sample."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            output = real(*args, **kwargs)
-            if (moment := self._moment) is not None:
-                check_shapes(self.network, output, self._sample)
-                kept = self.pairs.setdefault(moment.branch, [])
-                if len(kept) > moment.step:
-                    raise called_twice(self.network, self.sites[i], OUTPUT)
-                kept.append((output.detach(), self._sample.detach()))
-            return output
-
-        return call
-
-
-def learn(pipe: Any, source: Any, computed: int, seed: int, progress: bool = True) -> Statistics:
-    """Statistics of uncached runs over observations or prompts; the pipeline is left as it was.
+def only_denoiser(pipe: Any) -> tuple[str, nn.Module]:
+    """Name and network of a pipeline with one denoiser.
 
     Raises:
-        ValueError: a pipeline with two denoisers, or whose network's output has not the shape of its sample; more
-            computed steps than a run has; nothing to learn from.
+        ValueError: it has two, or is a policy of another project.
     """
-    ((name, network),) = check_single(pipe).items()
-    if (steps := default_steps(pipe)) is not None and computed > steps:
-        raise ValueError(f"computed={computed} is more than the {steps} network calls of a run: choose fewer")
-    todo, clock = runs(pipe, source, BATCH, seed), clocks(pipe)[name]
-    if isinstance(clock, QueryClock):
+    if foreign.recognised(pipe):
         raise ValueError(
             f"Innovation needs to know what the scheduler of {type(pipe).__name__} makes of an output, and that runs "
             "a loop of its own: put network, scheduler and normalizer into a PolicyPipeline, or use method='bac'"
         )
-    total, samples, tape = np.zeros(()), 0, PairTape(network, clock)
-    try:
-        tape.attach()
-        for run in tqdm(todo, desc="recording", unit="run", disable=not progress or len(todo) == 1):
-            run.make()
-            for pairs in tape.pairs.values():
-                outputs, seen = (torch.stack(part) for part in zip(*pairs, strict=True))
-                total, samples = total + run.samples * moments(outputs, seen), samples + run.samples
-    finally:
-        tape.detach()
-        clock.detach()
-    answers = tuple(responses(pipe.scheduler, answered=True))
-    return Statistics(total / samples, answers, type(network).__name__, scheduler_name(pipe), samples)
-
-
-def check(statistics: Statistics, pipe: Any) -> None:
-    """Raise ValueError unless statistics are of a pipeline."""
-    (network,) = check_single(pipe).values()
-    statistics.check(type(network).__name__, scheduler_name(pipe), default_steps(pipe))
+    found = denoisers(pipe)
+    if len(found) != 1:
+        raise ValueError(
+            f"method='innovation' is for pipelines with one denoiser, {type(pipe).__name__} has {', '.join(found)}: "
+            "use method='fitted'"
+        )
+    return next(iter(found.items()))
 
 
 def check_single_output(network: nn.Module) -> None:
-    """Raise ValueError if a network is compiled as a whole, or has more than one output."""
+    """Raise ValueError if a network is compiled as a whole, or has no output that can be told, or more than one."""
     kind = type(unwrapped(network)).__name__
     if is_compiled(network):
         raise ValueError(f"this {kind} is compiled as a whole: accelerate it uncompiled, or use method='taylorseer'")
-    if len(sites(network, OUTPUT)) > 1:
-        raise ValueError(f"{kind} has more than one output: method='innovation' is for networks with one")
+    try:
+        found = len(sites(network, OUTPUT))
+    except ValueError as error:
+        raise ValueError(f"{error}; method='innovation' forecasts outputs only, use method='fitted'") from error
+    if found > 1:
+        raise ValueError(
+            f"{kind} has {found} outputs, method='innovation' is for networks with one: use method='fitted'"
+        )
 
 
 def check_shapes(network: nn.Module, output: Tensor, sample: Tensor) -> None:
@@ -176,7 +117,12 @@ def check_shapes(network: nn.Module, output: Tensor, sample: Tensor) -> None:
         )
 
 
-def sample_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The sample a network is asked about: its first argument."""
-    found: Tensor = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+def sample_of(network: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The sample a network is asked about: its first argument, by this name. Raises ValueError if it is no tensor."""
+    found = args[0] if args else kwargs.get(name)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"{type(unwrapped(network)).__name__} takes its sample as {type(found).__name__}: method='innovation' is "
+            "for networks that take it as one tensor; use method='fitted'"
+        )
     return found

@@ -158,12 +158,22 @@ def _output(model: nn.Module) -> Iterator[Site]:
     """
     children = dict(model.named_children())
     if "head" in children and blocks(model):
-        yield Site("head", children["head"], idle=tuple(part for name, part in children.items() if name != "head"))
+        parts = [part for name, part in children.items() if name != "head"]
+        yield Site("head", children["head"], idle=tuple(called for part in parts for called in _called(part)))
         return
     heads = [(name, child) for name, child in children.items() if "proj_out" in name]
     idle = tuple(module for _, module in blocks(model))
     for i, (name, head) in enumerate(heads):
         yield Site(name, head, idle=() if i else idle)
+
+
+def _called(part: nn.Module) -> Iterator[nn.Module]:
+    """A module as it is called: of a list, which is not, what it holds."""
+    if isinstance(part, nn.ModuleList | nn.ModuleDict):
+        for inner in part.children():
+            yield from _called(inner)
+    else:
+        yield part
 
 
 def _branches(model: nn.Module) -> Iterator[Site]:

@@ -33,7 +33,7 @@ class Innovation:
         anchors: computed steps a forecast uses, 1 or 2.
         ridge: pulls weights to 0, relative to the power of each regressor.
         seed: of the calibration's noise.
-        statistics: what the calibration gave.
+        statistics: what the calibration gave; its `save(path)` writes a file to calibrate with.
 
     Raises:
         ValueError: a number out of range, or an unknown schedule.
@@ -79,19 +79,25 @@ class Innovation:
                 whose output has another shape than its sample.
             FileNotFoundError: there is no such file.
         """
-        from diffaccel.innovation import Statistics
-        from diffaccel.pairs import check, learn
+        from diffaccel.innovation import SUFFIX, Statistics, check_computed
+        from diffaccel.pair_tape import check, learn
 
-        source = self.calibration if self.statistics is None else self.statistics
-        if isinstance(source, str | Path) and Path(source).suffix == ".safetensors":
-            source = Statistics.load(source)
+        source = self.statistics if self.calibration is None else self.calibration
         if source is None:
             raise ValueError(
                 "Innovation learns from the pipeline: give calibration=observations (prompts for pictures)"
             )
-        found = source if isinstance(source, Statistics) else learn(pipe, source, self.computed, self.seed)
-        check(found, pipe)
-        return replace(self, calibration=None, statistics=found)
+        if isinstance(source, Path) and source.suffix != SUFFIX:
+            raise ValueError(f"statistics are in a file that ends in {SUFFIX}, got {source}")
+        file = source if isinstance(source, str | Path) and Path(source).suffix == SUFFIX else None
+        found = source if file is None else Statistics.load(file)
+        if isinstance(found, Statistics):
+            check(found, pipe)
+            check_computed(self.computed, found.steps)
+        else:
+            found = learn(pipe, found, self.computed, self.seed)
+        # With its calibration the method is saved: a file, or what is in none and cannot be.
+        return replace(self, calibration=found if file is None else file, statistics=found)
 
     def for_network(self, name: str) -> Innovation:
         """The same: this method is for pipelines with one denoiser."""
