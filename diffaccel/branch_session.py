@@ -6,8 +6,7 @@ is worked out once between two computed steps. A stack in which no layer compute
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.branches import CROSS, Layer, condition_encoder, layers, stacks, unfused
+from diffaccel.branches import CROSS, Layer, Part, condition_encoder, layers, numbered, passable, unfused
 from diffaccel.clock import Clock, Moment
 from diffaccel.compiled import is_compiled
 from diffaccel.feature import Feature, forecast, stand_in
@@ -25,21 +24,7 @@ from diffaccel.patch import Patch
 from diffaccel.session import Key, Session
 from diffaccel.sites import Site
 from diffaccel.structure import unwrapped
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A layer, or a stack of layers, that only adds its branches to its first argument.
-
-    Attributes:
-        module: the layer or the stack.
-        sites: numbers of its branches.
-        stream: name of the first argument.
-    """
-
-    module: nn.Module
-    sites: range
-    stream: str
+from diffaccel.watch import entry
 
 
 class BranchSession(Session):
@@ -70,7 +55,7 @@ class BranchSession(Session):
             )
         found = super().find()
         self._layers = layers(self.network)
-        self._parts = list(_parts(self.network, self._layers))
+        self._parts = list(passable(self.network, self._layers))
         self._cross = [i for i, site in enumerate(found) if site.kind == CROSS]
         return found
 
@@ -99,15 +84,15 @@ class BranchSession(Session):
         super()._place()
         for part in self._parts:
             self._patches.append(Patch(part.module, "forward", partial(self._around_part, part)))
-        for layer, own in _numbered(self._layers):
+        for layer, own in numbered(self._layers):
             if layer.modulation is not None:
                 modulation = Modulation(layer.modulation, len(own))
                 self._gates |= {i: (modulation, number) for number, i in enumerate(own)}
                 around = partial(self._around_modulation, modulation, own)
-                self._patches.append(Patch(layer.modulation, "forward", around))
+                self._patches.append(Patch(layer.modulation, entry(layer.modulation), around))
         self._unfused = unfused(self._layers)
         if self._cross and (encoder := condition_encoder(self.network)) is not None:
-            self._patches.append(Patch(encoder, "forward", self._around_encoder))
+            self._patches.append(Patch(encoder, entry(encoder), self._around_encoder))
 
     def _lift(self) -> None:
         super()._lift()
@@ -184,6 +169,8 @@ class BranchSession(Session):
         if key not in self._sums:
             begin = self._added(part, moment.branch, moment.step)
             slope = None
+            if self.method.order and torch.finfo(begin.dtype).bits < 32:
+                return begin  # a slope of two values that are nearly equal would be lost in rounding
             if self.method.order:
                 slope = self._added(part, moment.branch, moment.step + 1) - begin
             self._sums[key] = Line(moment.step, begin, slope)
@@ -207,31 +194,6 @@ def first_tensor(output: Any) -> Tensor:
     """What a branch adds: its output, or the first item of it."""
     added: Tensor = output if isinstance(output, Tensor) else output[0]
     return added
-
-
-def _parts(network: nn.Module, found: Sequence[Layer]) -> Iterator[Part]:
-    """The layers that only add their branches, and the stacks of nothing but such layers."""
-    sites: dict[nn.Module, range] = {}
-    for layer, own in _numbered(found):
-        if layer.additive:
-            sites[layer.module] = own
-            yield _part(layer.module, own)
-    for stack, inner in stacks(network):
-        ranges = [sites[layer] for layer in inner if layer in sites]
-        if len(ranges) == len(inner):
-            yield _part(stack, range(ranges[0].start, ranges[-1].stop))
-
-
-def _numbered(found: Sequence[Layer]) -> Iterator[tuple[Layer, range]]:
-    """Layers with the numbers of their branches."""
-    first = 0
-    for layer in found:
-        yield layer, range(first, first := first + len(layer.branches))
-
-
-def _part(module: nn.Module, sites: range) -> Part:
-    # Of the class: what others put around `forward` may not show what it takes.
-    return Part(module, sites, list(inspect.signature(type(module).forward).parameters)[1])
 
 
 @dataclass(frozen=True, eq=False)

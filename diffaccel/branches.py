@@ -8,6 +8,7 @@ lerobot's multi-task DiT), those of RDT, and the plain ones of diffusers. Layers
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,21 @@ class Layer:
     additive: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A layer, or a stack of layers, that only adds its branches to its first argument.
+
+    Attributes:
+        module: the layer or the stack.
+        sites: numbers of its branches.
+        stream: name of the first argument.
+    """
+
+    module: nn.Module
+    sites: range
+    stream: str
+
+
 def layers(network: nn.Module) -> list[Layer]:
     """The layers of a network, in order of execution; empty if there are none.
 
@@ -77,6 +93,31 @@ def stacks(network: nn.Module) -> list[tuple[nn.Module, list[nn.Module]]]:
     kinds = (nn.TransformerDecoder, nn.TransformerEncoder)
     found = [module for module in unwrapped(network).modules() if isinstance(module, kinds) and module.norm is None]
     return [(stack, list(stack.layers)) for stack in found if len(stack.layers)]
+
+
+def passable(network: nn.Module, found: Sequence[Layer]) -> Iterator[Part]:
+    """The layers that only add their branches, and the stacks of nothing but such layers."""
+    sites: dict[nn.Module, range] = {}
+    for layer, own in numbered(found):
+        if layer.additive:
+            sites[layer.module] = own
+            yield _part(layer.module, own)
+    for stack, inner in stacks(network):
+        ranges = [sites[layer] for layer in inner if layer in sites]
+        if len(ranges) == len(inner):
+            yield _part(stack, range(ranges[0].start, ranges[-1].stop))
+
+
+def numbered(found: Sequence[Layer]) -> Iterator[tuple[Layer, range]]:
+    """Layers with the numbers of their branches, over all layers."""
+    first = 0
+    for layer in found:
+        yield layer, range(first, first := first + len(layer.branches))
+
+
+def _part(module: nn.Module, sites: range) -> Part:
+    # Of the class: what others put around `forward` may not show what it takes.
+    return Part(module, sites, list(inspect.signature(type(module).forward).parameters)[1])
 
 
 def condition_encoder(network: nn.Module) -> nn.Module | None:

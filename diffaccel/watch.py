@@ -110,9 +110,9 @@ class Watch:
     def _place(self) -> None:
         names = {module: name for name, module in self.network.named_modules()}
         for i, site in enumerate(self.sites):
-            self._patches.append(Patch(site.owner, _entry(site.owner, site.attr), partial(self.at_site, i)))
+            self._patches.append(Patch(site.owner, entry(site.owner, site.attr), partial(self.at_site, i)))
             for module in site.idle:
-                self._patches.append(Patch(module, _entry(module), partial(self.at_idle, i, names[module])))
+                self._patches.append(Patch(module, entry(module), partial(self.at_idle, i, names[module])))
         self._placed = _places(self.sites)
 
     def _lift(self) -> None:
@@ -177,7 +177,7 @@ def check_free(network: nn.Module) -> None:
         raise ValueError(f"this {type(inner).__name__} already has a diffusers cache: call its disable_cache() first")
 
 
-def _entry(module: nn.Module, attr: str = "forward") -> str:
+def entry(module: nn.Module, attr: str = "forward") -> str:
     """Where a call of a module enters: what torch.compile made of it runs `forward` out of our reach."""
     return attr if attr != "forward" or module._compiled_call_impl is None else "_compiled_call_impl"
 
@@ -185,7 +185,7 @@ def _entry(module: nn.Module, attr: str = "forward") -> str:
 def _places(sites: Sequence[Site]) -> list[tuple[nn.Module, str]]:
     """What is replaced at these sites."""
     attributes = [(module, attr) for site in sites for module, attr in _of(site)]
-    return [(module, _entry(module, attr)) for module, attr in attributes]
+    return [(module, entry(module, attr)) for module, attr in attributes]
 
 
 def _of(site: Site) -> list[tuple[nn.Module, str]]:
