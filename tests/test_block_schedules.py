@@ -17,6 +17,7 @@ from diffaccel.pipelines.policies.transformer import TransformerForDiffusion
 from diffaccel.schedule_file import BlockSchedules
 from diffaccel.tape import learn
 from tests import tiny
+from tests.block_reference import Planned
 from tests.policies import ACTION, HORIZON, OBSERVATION, OBSERVED, decoder_policy, query
 from tests.test_contract_blockwise import run_policy
 from tests.test_policy_pipeline import COSINE, observations, policy
@@ -212,3 +213,13 @@ def test_the_last_step_can_be_computed_by_all() -> None:
 
 def sites_and_rows(pipe: Any) -> zip[Any]:
     return zip(pipe.acceleration.report().sites, pipe.acceleration.plan.rows, strict=True)
+
+
+def test_order_1_continues_lines() -> None:
+    reused, continued = (accelerated(observations(), updates=4, order=order) for order in (0, 1))
+    rows = reused.acceleration.method.schedules.rows
+    assert continued.acceleration.method.schedules.rows == rows
+    for pipe, order in ((reused, 0), (continued, 1)):
+        expected = run_policy(accelerate_pipeline(made(), Planned(rows, order)))
+        assert torch.equal(run_policy(pipe), expected)
+    assert not torch.allclose(run_policy(reused), run_policy(continued), rtol=1e-3)

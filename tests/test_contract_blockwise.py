@@ -32,6 +32,7 @@ from tests.policies import (
     randomize,
     unet_policy,
 )
+from tests.test_branch_promises import attributes
 from tests.test_contract import same, traces
 from tests.test_foreign_policies import FOREIGN
 from tests.test_policy_pipeline import observations, policy, seeded
@@ -185,7 +186,7 @@ def test_policies_are_calibrated_by_observations(method: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FOREIGN if "unet" not in name])
 def test_policies_of_other_projects_are_calibrated_by_their_own_observations(name: str) -> None:
     pipe = SUBJECTS[name].make()
-    full = query(pipe)
+    full, before = query(pipe), attributes(pipe)
     given = [observe(pipe, seed=seed)[0] if name != "rdt" else observe(pipe, seed=seed) for seed in range(2)]
     accelerate_pipeline(pipe, "bac", calibration=given, updates=3, bubbling=1)
     made = pipe.acceleration.method.schedules
@@ -195,6 +196,8 @@ def test_policies_of_other_projects_are_calibrated_by_their_own_observations(nam
     assert not torch.allclose(fast, full, rtol=1e-3)
     pipe.acceleration.remove()
     assert torch.equal(query(pipe), full)
+    if name not in ("dit", "dit-ddim", "dit-euler", "dit-rk4"):  # whose queue is anew in each query
+        assert attributes(pipe) == before
 
 
 def test_convolutional_policies_are_told_what_works() -> None:
