@@ -32,7 +32,7 @@ Array = npt.NDArray[np.float64]
 
 KIND = "diffaccel second moments of outputs and samples"
 SUFFIX = ".safetensors"
-_LEAST_RIDGE = 1e-12
+_LEAST_RIDGE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
