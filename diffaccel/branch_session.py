@@ -53,11 +53,7 @@ class BranchSession(Session):
                 f"this {type(unwrapped(self.network)).__name__} is compiled as a whole, and {written_out(self.method)} "
                 "decides between its layers: accelerate it uncompiled, or use method='taylorseer' on what is compiled"
             )
-        found = super().find()
-        self._layers = layers(self.network)
-        self._parts = list(passable(self.network, self._layers))
-        self._cross = [i for i, site in enumerate(found) if site.kind == CROSS]
-        return found
+        return super().find()
 
     def forget(self) -> None:
         """Drop all anchors and what was made of them."""
@@ -82,6 +78,9 @@ class BranchSession(Session):
 
     def _place(self) -> None:
         super()._place()
+        self._layers = layers(self.network)
+        self._parts = list(passable(self.network, self._layers))
+        self._cross = [i for i, site in enumerate(self.sites) if site.kind == CROSS]
         for part in self._parts:
             self._patches.append(Patch(part.module, "forward", partial(self._around_part, part)))
         for layer, own in numbered(self._layers):

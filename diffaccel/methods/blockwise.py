@@ -24,6 +24,8 @@ UPDATES = 10
 """Default number of updates: the paper's for 100 calls."""
 METRICS = ("cosine", "l1", "l2", "mse", "wasserstein")
 OBJECTIVES = ("anchor", "adjacent")
+# Options that make schedules; the others say what is done with them.
+_MADE_BY = ("updates", "metric", "objective", "bubbling", "seed", "common", "probes")
 
 
 class _Branches:
@@ -90,7 +92,11 @@ class Scheduled(_Branches):
         """
         from diffaccel.block_schedules import found
 
-        return replace(self, calibration=None, schedules=found(self, pipe))  # type: ignore[type-var]
+        schedules = found(self, pipe)
+        # Schedules that were given say by which options they were made, so that a report does not claim others.
+        made = schedules.settings if schedules.rule == type(self).__name__.lower() else {}
+        own = {name: value for name, value in made.items() if name in _MADE_BY and hasattr(self, name)}
+        return replace(self, calibration=None, schedules=schedules, **own)  # type: ignore[type-var]
 
     @property
     def evaluations(self) -> int | None:
