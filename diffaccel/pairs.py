@@ -54,7 +54,7 @@ class PairSession(Session):
 
     def _forecast(self, key: Key, step: int) -> Tensor:
         """What the network would return at `step`."""
-        i, branch, call = key
+        i, branch, _ = key
         if key not in self._anchors:
             raise called_more(self.network, self.sites[i], OUTPUT)
         anchors = self._anchors[key]
@@ -64,8 +64,7 @@ class PairSession(Session):
             assert statistics is not None
             self._regressions[times, step] = regression(statistics.gram, times, step, self.innovation.ridge)
         w = self._regressions[times, step]
-        if call == 0:
-            self._skipped[i, branch] += 1
+        self._skipped[i, branch] += 1
         wide = torch.promote_types(self._sample.dtype, torch.float32)
         total = self._sample.to(wide) * w.now
         for (_, pair), output, sample in zip(anchors, w.outputs, w.samples, strict=True):

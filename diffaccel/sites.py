@@ -151,15 +151,19 @@ def _deep(model: nn.Module) -> Iterator[Site]:
         yield Site(name, owner, idle=idle)
 
 
+_HEADS = ("head", "output_proj")
+
+
 def _output(model: nn.Module) -> Iterator[Site]:
     """What the final projections return; some networks have several, for sound beside pictures.
 
-    Policies end in a `head`. They are small, so nothing before it runs, embeddings included.
+    Policies end in a `head`, or an `output_proj`. They are small, so nothing before it runs, embeddings included.
     """
     children = dict(model.named_children())
-    if "head" in children and blocks(model):
-        parts = [part for name, part in children.items() if name != "head"]
-        yield Site("head", children["head"], idle=tuple(called for part in parts for called in _called(part)))
+    last = next((name for name in _HEADS if name in children), None)
+    if last is not None and blocks(model):
+        parts = [part for name, part in children.items() if name != last]
+        yield Site(last, children[last], idle=tuple(called for part in parts for called in _called(part)))
         return
     heads = [(name, child) for name, child in children.items() if "proj_out" in name]
     idle = tuple(module for _, module in blocks(model))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diffaccel.denoisers import DENOISERS, denoisers
 from diffaccel.fingerprint import Fingerprint
 from diffaccel.moments import Moments
+from diffaccel.pipelines.policies import foreign
 
 FORMAT = 1
 _TENSORS = tuple(part.name for part in fields(Moments) if part.type == "Tensor")
@@ -149,8 +150,13 @@ def recordable(pipe: Any) -> dict[str, nn.Module]:
     """The networks a pipeline calls at every step, by name.
 
     Raises:
-        TypeError: the pipeline has none, or no scheduler.
+        TypeError: the pipeline has none, or no scheduler, as policies of other projects.
     """
+    if foreign.recognised(pipe):
+        raise TypeError(
+            f"{type(pipe).__name__} runs a sampling loop of its own, which cannot be recorded: put network, scheduler "
+            "and normalizer into a PolicyPipeline, or use method='bac', which learns from such policies, too"
+        )
     found = denoisers(pipe)
     if not found or not hasattr(pipe, "scheduler"):
         raise TypeError(

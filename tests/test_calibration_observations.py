@@ -85,7 +85,7 @@ def test_an_accelerated_policy_is_no_source_and_says_so(method: str) -> None:
 def test_policies_of_other_projects_are_refused_as_they_are(method: str, name: str) -> None:
     made = FOREIGN[name][0]()
     expected = query(made)
-    with pytest.raises((TypeError, ValueError), match=type(made).__name__):
+    with pytest.raises(TypeError, match=rf"{type(made).__name__} runs a sampling loop of its own.*PolicyPipeline"):
         accelerate_pipeline(made, method, calibration=observe(made)[0])
     assert torch.equal(query(made), expected)
 

@@ -16,7 +16,8 @@ from diffaccel.methods.fitted import Fitted
 from diffaccel.pipelines.policy import PolicyPipeline
 from diffaccel.sites import sites
 from tests.innovation_reference import OBSERVATIONS, STEPS, Following, act, generators, network, robot
-from tests.policies import bert_policy
+from tests.policies import OBSERVATION, OBSERVED, bert_policy
+from tests.policy_transformers import DiffusionTransformer, randomize
 from tests.policy_unets import ConditionalUnet1D
 from tests.test_contract import count_forwards, same, traces
 from tests.tiny import flux_transformer
@@ -39,6 +40,24 @@ def test_policies_end_in_a_head_and_all_else_is_idle(made: Any) -> None:
     (site,) = sites(found, "output")
     assert (site.name, site.owner) == ("head", found.head)
     assert {id(module) for module in site.idle} == {id(part) for part in found.children() if part is not found.head}
+
+
+def rotary() -> nn.Module:
+    """Of lerobot's kind, which ends in an `output_proj` and takes all observations as one vector."""
+    made = randomize(DiffusionTransformer(3, OBSERVED * OBSERVATION, layers=2))
+    made.output_proj.weight.data.mul_(0.1)
+    return made
+
+
+def test_policies_of_lerobots_kind_end_in_a_projection() -> None:
+    made = rotary()
+    (site,) = sites(made, "output")
+    assert site.owner is made.output_proj
+    assert list(site.idle) == [made.time_mlp, made.input_proj, *made.transformer_blocks]  # type: ignore[misc]
+    pipe = robot("ddpm", made)
+    full = act(pipe)
+    accelerate_pipeline(pipe, "innovation", calibration=OBSERVATIONS, computed=8)
+    assert (act(pipe) - full).abs().max() < full.abs().max()
 
 
 def test_lists_are_idle_by_what_they_hold() -> None:
@@ -64,7 +83,7 @@ def test_networks_that_end_otherwise_are_told_of_level_model() -> None:
 
 
 @methods
-@pytest.mark.parametrize("made", [network, Following], ids=["transformer", "list"])
+@pytest.mark.parametrize("made", [network, Following, rotary], ids=["transformer", "list", "rotary"])
 def test_skipped_steps_run_nothing_of_the_network(method: str, made: Any) -> None:
     found = made()
     calls: Counter[str] = Counter()
