@@ -11,9 +11,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from diffaccel import accelerate_pipeline
+from diffaccel import Plan, accelerate_pipeline
 from diffaccel.innovation import moments
-from diffaccel.pipelines import bundled
+from diffaccel.pipelines import bundled, image
 from tests.innovation_reference import (
     OBSERVATIONS,
     STEPS,
@@ -165,6 +165,14 @@ def test_half_precision_networks(dtype: torch.dtype) -> None:
     assert outputs == [dtype] * STEPS
 
 
+def test_forecasts_are_worked_out_in_more_digits_than_a_half_precision_network_has() -> None:
+    pipe = accelerated(robot("ddim", Following().to(torch.bfloat16)), anchors=2)
+    found, computed = act(pipe), pipe.acceleration.plan.computed()
+    gram = pipe.acceleration.method.statistics.gram
+    pipe.acceleration.remove()
+    assert float((found != explicit_run(pipe, gram, computed, 2)).float().mean()) < 0.1  # half of them in bfloat16
+
+
 @pytest.mark.parametrize("guidance", [False, True])
 def test_pictures_with_and_without_guidance(guidance: bool) -> None:
     """Guidance branches share regressions and have anchors of their own."""
@@ -200,3 +208,17 @@ def test_the_bundled_policy_comes_nearer_than_reuse_with_twice_the_steps() -> No
         errors.append((trajectories() - full).pow(2).mean((1, 2)).sqrt().median())
         pipe.acceleration.remove()
     assert errors[0] < errors[1] / 2
+
+
+def test_prompts_teach_the_bundled_pictures_better_than_reuse() -> None:
+    pipe, asked = image.load(), bundled.prompts("held-out")[:2]
+    full = image.pictures(pipe, asked, [1, 2])
+    accelerate_pipeline(pipe, "innovation", computed=7, calibration=bundled.prompts("train")[:3])
+    errors = [(image.pictures(pipe, asked, [1, 2]) - full).pow(2).mean()]
+    (site,) = pipe.acceleration.report().sites
+    assert set(site.computed.values()) == {7}
+    pipe.acceleration.remove()
+    even = Plan.at([4 * i for i in range(7)], 28)
+    accelerate_pipeline(pipe, "taylorseer", level="output", order=0, schedule=even)
+    errors.append((image.pictures(pipe, asked, [1, 2]) - full).pow(2).mean())
+    assert errors[0] < errors[1]
