@@ -173,8 +173,8 @@ def _plain(name: str, value: Any, folder: Path) -> Any:
 
 _PATHS = ("calibration", "choice", "save")  # options that name files, which are written relative to the configuration
 _IN_NO_FILE = (
-    "this calibration is in no file: write it with its trace's save(path), give the method calibration=path, and save "
-    "the configuration then"
+    "this calibration is in no file: write it with save(path) of its trace, or of the method's statistics, give the "
+    "method calibration=path, and save the configuration then"
 )
 
 
