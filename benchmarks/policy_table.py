@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,36 +18,32 @@ Entry = Mapping[str, Any]
 BEGIN, END = "<!-- policy:begin -->", "<!-- policy:end -->"
 
 
-def policy_table(cells: Sequence[Entry]) -> str:
-    """One row per cell; the best plain run in the time of each cached one is that with most successes."""
-    header = ["policy", "success", "less than full", "action error", "median", "ms a decision", "speed-up"]
-    header += [
-        "of its bound",
-        "GFLOP",
-        "updates",
-        "most successful plain run in its time",
-        "nearest plain run in its time",
-    ]
-    return rows([header, *(line(cell) for cell in cells)])
+COLUMNS: Mapping[str, Callable[[Entry], str]] = {
+    "policy": lambda cell: cell["name"],
+    "success": lambda cell: share(cell["success"]),
+    "less than full": lambda cell: against(cell["against_full"]),
+    "action error": lambda cell: "-" if cell["error"] is None else between(cell["error"]),
+    "median": lambda cell: "-" if cell["error"] is None else f"{cell['error_median']:.4f}",
+    "ms a decision": lambda cell: f"{cell['milliseconds']:.1f}",
+    "speed-up": lambda cell: speed_up(cell),
+    "of its bound": lambda cell: percent_of(cell["bound_reached"]),
+    "GFLOP": lambda cell: f"{cell['flops'] / 1e9:.2f}",
+    "updates": lambda cell: f"{cell['updates']:.1f}",
+    "most successful plain run in its time": lambda cell: "" if cell["method"] is None else plain_in_time(cell),
+    "nearest plain run in its time": lambda cell: nearest_in_time(cell),
+}
+BRIEF = ("policy", "success", "action error", "median", "ms a decision", "speed-up", "of its bound", "updates")
 
 
-def line(cell: Entry) -> list[str]:
-    """The cells of one row."""
+def policy_table(cells: Sequence[Entry], columns: Sequence[str] = tuple(COLUMNS)) -> str:
+    """One row per cell; what is said of plain runs in its time is of cached ones only."""
+    return rows([list(columns), *([COLUMNS[column](cell) for column in columns] for cell in cells)])
+
+
+def speed_up(cell: Entry) -> str:
+    """The median speed-up, with the least and the most of a round."""
     low, high = min(cell["time"]["ratios"]), max(cell["time"]["ratios"])
-    return [
-        cell["name"],
-        share(cell["success"]),
-        against(cell["against_full"]),
-        "-" if cell["error"] is None else between(cell["error"]),
-        "-" if cell["error"] is None else f"{cell['error_median']:.4f}",
-        f"{cell['milliseconds']:.1f}",
-        f"{cell['speed_up']:.1f}x ({1 / high:.1f}-{1 / low:.1f})",
-        percent_of(cell["bound_reached"]),
-        f"{cell['flops'] / 1e9:.2f}",
-        f"{cell['updates']:.1f}",
-        "" if cell["method"] is None else plain_in_time(cell),
-        nearest_in_time(cell),
-    ]
+    return f"{cell['speed_up']:.1f}x ({1 / high:.1f}-{1 / low:.1f})"
 
 
 def share(value: Mapping[str, float]) -> str:
@@ -94,7 +90,7 @@ def provenance(result: Entry) -> str:
         "Intervals are 95%. Time is processor time of one decision at batch 1 on one thread, median of "
         f"{settings['rounds']} rounds, speed-ups with the least and most of a round ({machine['cpu']}, torch "
         f"{versions['torch']}, diffusers {versions['diffusers']}, "
-        f"{result['date'][:10]}). Recorded by `{result['command']}`."
+        f"{result['date'][:10]}). Recorded by `{result['command'].partition(' --cells')[0]}`."
     )
 
 
@@ -108,11 +104,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="JSON files written by policy.py")
     parser.add_argument("--cells", nargs="+", default=["*"], help="names of cells, or patterns such as 'ddim-*'")
+    parser.add_argument("--brief", action="store_true", help=f"only {', '.join(BRIEF)}")
     parser.add_argument("--into", type=Path, help=f"document that takes the tables, between {BEGIN} and {END}")
     arguments = parser.parse_args()
     parts = []
     for result in (json.loads(path.read_text()) for path in arguments.results):
-        parts += [provenance(result), policy_table(selected(result["cells"], arguments.cells))]
+        parts += [
+            provenance(result),
+            policy_table(selected(result["cells"], arguments.cells), BRIEF if arguments.brief else tuple(COLUMNS)),
+        ]
     text = "\n\n".join(parts)
     if arguments.into:
         insert(text, arguments.into, BEGIN, END)
