@@ -38,6 +38,7 @@ class BranchSession(Session):
         self._layers: list[Layer] = []
         self._parts: list[Part] = []  # those that can be passed by
         self._gates: dict[int, tuple[Modulation, int]] = {}  # by site, its layer's and its number there
+        self._holding: list[list[int]] = []  # by site, ids of the parts it is in
         self._cross: list[int] = []  # the sites of cross-attention
         self._unfused: list[torch.utils.hooks.RemovableHandle] = []  # hooks that keep layers off their fused path
         self._others: set[int] = set()  # ids of the modules that turned out to do more than add
@@ -80,6 +81,7 @@ class BranchSession(Session):
         super()._place()
         self._layers = layers(self.network)
         self._parts = list(passable(self.network, self._layers))
+        self._holding = [[id(part.module) for part in self._parts if i in part.sites] for i in range(len(self.sites))]
         self._cross = [i for i, site in enumerate(self.sites) if site.kind == CROSS]
         for part in self._parts:
             self._patches.append(Patch(part.module, "forward", partial(self._around_part, part)))
@@ -101,8 +103,8 @@ class BranchSession(Session):
 
     def _keep(self, key: Key, step: int, feature: Feature) -> None:
         super()._keep(key, step, feature)
-        if self._sums:
-            self._sums = {of: line for of, line in self._sums.items() if of[1] != key[1]}
+        for part in self._holding[key[0]]:  # the other sums still hold
+            self._sums.pop((part, key[1]), None)
 
     def _around_part(self, part: Part, real: Callable[..., Any]) -> Callable[..., Any]:
         """A layer or stack that adds one sum if none of its branches computes."""
