@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.methods import METHODS
+from diffaccel.methods.blockwise import Acs, Bac, Unified, Uniform
+from diffaccel.methods.by_effect import Effect
 from diffaccel.methods.configuration import load_config, save_config
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
+from diffaccel.methods.innovation import Innovation
 from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
@@ -21,11 +24,17 @@ __all__ = [
     "METHODS",
     "SPEEDS",
     "Acceleration",
+    "Acs",
+    "Bac",
+    "Effect",
     "FirstBlock",
     "Fitted",
     "HyCa",
+    "Innovation",
     "Plan",
     "TaylorSeer",
+    "Unified",
+    "Uniform",
     "accelerate",
     "accelerate_pipeline",
     "load_config",
