@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from table import insert, rows
+from table import publish, rows
 
 Entry = Mapping[str, Any]
 BEGIN, END = "<!-- calibrated:begin -->", "<!-- calibrated:end -->"
@@ -120,10 +120,7 @@ def main() -> None:
     result = text(
         json.loads(arguments.features.read_text()), [json.loads(path.read_text()) for path in arguments.pictures]
     )
-    if arguments.into:
-        insert(result, arguments.into, BEGIN, END)
-    else:
-        print(result)
+    publish(result, arguments.into, BEGIN, END)
 
 
 if __name__ == "__main__":

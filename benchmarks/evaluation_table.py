@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from table import insert, rows
+from table import publish, rows
 
 Entry = Mapping[str, Any]
 BEGIN, END = "<!-- evaluated:begin -->", "<!-- evaluated:end -->"
@@ -86,10 +86,7 @@ def main() -> None:
     if arguments.keep:
         arguments.keep.write_text(json.dumps(result, indent=1) + "\n")
     text = f"{provenance(result)}\n\n{table(result)}"
-    if arguments.into:
-        insert(text, arguments.into, BEGIN, END)
-    else:
-        print(text)
+    publish(text, arguments.into, BEGIN, END)
 
 
 if __name__ == "__main__":

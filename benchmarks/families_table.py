@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from table import insert, interval, percent, percent_of, rows, signed
+from table import interval, percent, percent_of, publish, rows, signed
 
 Entry = Mapping[str, Any]
 BEGIN, END = "<!-- families:begin -->", "<!-- families:end -->"
@@ -60,10 +60,7 @@ def main() -> None:
                 methods = [case for case in methods if level(case) in (None, *arguments.level)]
             parts += [provenance(result, run), family_table(run, methods)]
     text = "\n\n".join(parts)
-    if arguments.into:
-        insert(text, arguments.into, BEGIN, END)
-    else:
-        print(text)
+    publish(text, arguments.into, BEGIN, END)
 
 
 def level(case: Entry) -> str | None:

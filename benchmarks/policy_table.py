@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from table import insert, percent_of, rows
+from table import percent_of, publish, rows
 
 Entry = Mapping[str, Any]
 BEGIN, END = "<!-- policy:begin -->", "<!-- policy:end -->"
@@ -114,10 +114,7 @@ def main() -> None:
             policy_table(selected(result["cells"], arguments.cells), BRIEF if arguments.brief else tuple(COLUMNS)),
         ]
     text = "\n\n".join(parts)
-    if arguments.into:
-        insert(text, arguments.into, BEGIN, END)
-    else:
-        print(text)
+    publish(text, arguments.into, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,14 @@ def insert(text: str, document: Path, begin: str = BEGIN, end: str = END) -> Non
     document.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
+def publish(text: str, into: Path | None, begin: str = BEGIN, end: str = END) -> None:
+    """Put a text between the two marks of a document, or print it if there is none."""
+    if into is not None:
+        insert(text, into, begin, end)
+    else:
+        print(text)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,10 +154,7 @@ def main() -> None:
             cases = [case for case in run["cases"] if all(case[key] in getattr(arguments, key) for key in keys)]
             parts += [provenance(result, run, batch), fidelity_table(run, batch, cases)]
     text = "\n\n".join(parts)
-    if arguments.into:
-        insert(text, arguments.into)
-    else:
-        print(text)
+    publish(text, arguments.into)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaccel.branches import Layer
-from diffaccel.modulation import CHUNKS
+from diffaccel.branches import Layer, first_tensor, numbered
+from diffaccel.modulation import CHUNKS, spread
 from diffaccel.patch import Patch
 
 Edit = Callable[[int, Tensor], Tensor]
@@ -28,17 +28,15 @@ def edited(layers: Sequence[Layer], edit: Edit) -> Iterator[None]:
         layers: of one network, see `diffaccel.branches.layers`.
         edit: called at each call of each branch.
     """
-    first = 0
     with ExitStack() as undo:
-        for layer in layers:
+        for layer, own in numbered(layers):
             gates: list[Tensor] = []
             if layer.modulation is not None:
                 ungated = _ungated(gates, len(layer.branches))
                 undo.callback(Patch(layer.modulation, "forward", ungated).remove)
-            for i, branch in enumerate(layer.branches):
+            for i, (number, branch) in enumerate(zip(own, layer.branches, strict=True)):
                 gate = None if layer.modulation is None else (gates, i)
-                undo.callback(Patch(branch.owner, branch.attr, _changed(edit, first + i, gate)).remove)
-            first += len(layer.branches)
+                undo.callback(Patch(branch.owner, branch.attr, _changed(edit, number, gate)).remove)
         yield
 
 
@@ -65,13 +63,10 @@ def _changed(
     def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             output = real(*args, **kwargs)
-            added: Tensor = output[0] if isinstance(output, tuple) else output
+            added = first_tensor(output)
             if gate is not None:
                 gates, i = gate
-                # One gate a sample multiplies all of its tokens.
-                added = added * gates[i].reshape(
-                    len(gates[i]), *[1] * (added.ndim - gates[i].ndim), *gates[i].shape[1:]
-                )
+                added = added * spread(gates[i], added)
             added = edit(number, added)
             return (added, *output[1:]) if isinstance(output, tuple) else added
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.branches import CROSS, Layer, Part, condition_encoder, layers, numbered, passable, unfused
+from diffaccel.branches import CROSS, Layer, Part, condition_encoder, first_tensor, layers, numbered, passable, unfused
 from diffaccel.clock import Clock, Moment
 from diffaccel.compiled import is_compiled
 from diffaccel.feature import Feature, forecast, stand_in
@@ -168,11 +168,10 @@ class BranchSession(Session):
         """What all branches of a part add at a step. Between computed steps it is a straight line in the step."""
         key = (id(part.module), moment.branch)
         if key not in self._sums:
-            begin = self._added(part, moment.branch, moment.step)
-            slope = None
-            if self.method.order and torch.finfo(begin.dtype).bits < 32:
-                return begin  # a slope of two values that are nearly equal would be lost in rounding
+            begin, slope = self._added(part, moment.branch, moment.step), None
             if self.method.order:
+                if torch.finfo(begin.dtype).bits < 32:
+                    return begin  # a slope of two values that are nearly equal would be lost in rounding
                 slope = self._added(part, moment.branch, moment.step + 1) - begin
             self._sums[key] = Line(moment.step, begin, slope)
         return self._sums[key].at(moment.step)
@@ -189,12 +188,6 @@ class BranchSession(Session):
             total = added if total is None else total + added
         assert total is not None
         return total
-
-
-def first_tensor(output: Any) -> Tensor:
-    """What a branch adds: its output, or the first item of it."""
-    added: Tensor = output if isinstance(output, Tensor) else output[0]
-    return added
 
 
 @dataclass(frozen=True, eq=False)

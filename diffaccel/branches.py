@@ -11,9 +11,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffaccel.structure import blocks, in_order_of_use, is_attention, is_feed_forward, parts, sublayers, unwrapped
 
@@ -73,6 +74,12 @@ class Part:
     module: nn.Module
     sites: range
     stream: str
+
+
+def first_tensor(output: Any) -> Tensor:
+    """What a branch returned that is added: its output, or the first item of it."""
+    added: Tensor = output if isinstance(output, Tensor) else output[0]
+    return added
 
 
 def layers(network: nn.Module) -> list[Layer]:

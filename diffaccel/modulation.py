@@ -59,7 +59,11 @@ class Modulation:
 
     def gate(self, branch: str, number: int, output: Tensor) -> Tensor:
         """The gate kept for branch `number` of the layer, in a shape that multiplies its output."""
-        gate = self._held[branch].chunk(CHUNKS * self.branches, -1)[CHUNKS * number + CHUNKS - 1]
-        while gate.ndim < output.ndim:
-            gate = gate.unsqueeze(1)
-        return gate
+        return spread(self._held[branch].chunk(CHUNKS * self.branches, -1)[CHUNKS * number + CHUNKS - 1], output)
+
+
+def spread(gate: Tensor, output: Tensor) -> Tensor:
+    """A gate in a shape that multiplies an output: one gate a sample multiplies all of its tokens."""
+    while gate.ndim < output.ndim:
+        gate = gate.unsqueeze(1)
+    return gate

@@ -184,9 +184,8 @@ def entry(module: nn.Module, attr: str = "forward") -> str:
 
 def _places(sites: Sequence[Site]) -> list[tuple[nn.Module, str]]:
     """What is replaced at these sites."""
-    attributes = [(module, attr) for site in sites for module, attr in _of(site)]
-    return [(module, entry(module, attr)) for module, attr in attributes]
-
-
-def _of(site: Site) -> list[tuple[nn.Module, str]]:
-    return [(site.owner, site.attr), *((module, "forward") for module in site.idle)]
+    return [
+        place
+        for site in sites
+        for place in ((site.owner, entry(site.owner, site.attr)), *((module, entry(module)) for module in site.idle))
+    ]

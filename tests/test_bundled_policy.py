@@ -17,7 +17,8 @@ from diffaccel.pipelines.bundled.metaworld.card import card
 from diffaccel.pipelines.bundled.metaworld.demonstrations import Windows
 from diffaccel.pipelines.bundled.metaworld.environment import World
 from diffaccel.pipelines.bundled.metaworld.export import SHIPPED, export
-from diffaccel.pipelines.bundled.metaworld.train import EXECUTED, HISTORY, HORIZON, build_network, scheduler
+from diffaccel.pipelines.bundled.metaworld.train import EXECUTED, HISTORY, HORIZON, build_network
+from diffaccel.pipelines.policies.checkpoints import published_scheduler
 from diffaccel.pipelines.policies.normalizer import LinearNormalizer
 from diffaccel.pipelines.policies.transformer import TransformerForDiffusion
 from diffaccel.pipelines.policy import PolicyPipeline
@@ -90,7 +91,7 @@ def trained(tmp_path: Path) -> Path:
     output = tmp_path / "training"
     windows = Windows(torch.rand(70, HISTORY, 39), 2 * torch.rand(70, HORIZON, 4) - 1, 2)
     normalizer = LinearNormalizer.of(windows.observations.flatten(0, 1), windows.actions.flatten(0, 1))
-    pipe = PolicyPipeline(build_network(), scheduler(), normalizer, HORIZON, HISTORY, EXECUTED)
+    pipe = PolicyPipeline(build_network(), published_scheduler(), normalizer, HORIZON, HISTORY, EXECUTED)
     pipe.save_pretrained(output / "policy")
     torch.save((windows.observations, windows.actions, windows.episodes), output / "demonstrations.pt")
     torch.save({"history": [{"samples": 1234.0, "seconds": 180.0}]}, output / "state.pt")

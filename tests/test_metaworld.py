@@ -16,6 +16,7 @@ from diffaccel.pipelines.bundled.metaworld import demonstrations, train
 from diffaccel.pipelines.bundled.metaworld.demonstrations import AFTER, record
 from diffaccel.pipelines.bundled.metaworld.environment import ACTION, LIMIT, OBSERVATION, TASKS, Array, World, rollout
 from diffaccel.pipelines.bundled.metaworld.player import Player
+from diffaccel.pipelines.policies.checkpoints import published_scheduler
 from diffaccel.pipelines.policy import PolicyPipeline
 
 pytest.importorskip("metaworld", reason="simulated worlds need metaworld: pip install 'diffaccel[policy]'")
@@ -200,4 +201,4 @@ def test_a_training_ends_in_a_policy_that_loads(tmp_path: Any, monkeypatch: pyte
 @pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
 def test_other_schedulers_take_over_the_steps_of_the_training(kind: Any) -> None:
     # Given by position, 100 would be lost: policies would be asked at steps up to 1000.
-    assert kind.from_config(train.scheduler().config).config.num_train_timesteps == 100
+    assert kind.from_config(published_scheduler().config).config.num_train_timesteps == 100

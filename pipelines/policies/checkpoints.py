@@ -47,7 +47,10 @@ class Checkpoint:
 
 
 def published_scheduler() -> DDPMScheduler:
-    """The scheduler of the published configurations."""
+    """The scheduler of the published configurations.
+
+    All by keyword: what is given by position, other schedulers of diffusers do not take over.
+    """
     return DDPMScheduler(
         num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", variance_type="fixed_small", clip_sample=True
     )

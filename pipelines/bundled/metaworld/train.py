@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from diffaccel.pipelines.bundled.digits.command import training_arguments, training_parser
@@ -18,6 +18,7 @@ from diffaccel.pipelines.bundled.digits.objective import Noised
 from diffaccel.pipelines.bundled.metaworld.demonstrations import Windows, record
 from diffaccel.pipelines.bundled.metaworld.environment import ACTION, OBSERVATION, TASKS, World, rollout
 from diffaccel.pipelines.bundled.metaworld.player import Player
+from diffaccel.pipelines.policies.checkpoints import published_scheduler
 from diffaccel.pipelines.policies.normalizer import LinearNormalizer
 from diffaccel.pipelines.policies.transformer import TransformerForDiffusion
 from diffaccel.pipelines.policy import PolicyPipeline
@@ -28,24 +29,16 @@ TRIALS = 25
 RECIPE = Recipe(batch=64, muon=5e-3, adamw=1.5e-3, drop=0.0)
 
 
-def scheduler() -> DDPMScheduler:
-    """The schedule of Diffusion Policy.
-
-    All by keyword: what is given by position, other schedulers of diffusers do not take over.
-    """
-    return DDPMScheduler(
-        num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", variance_type="fixed_small", clip_sample=True
-    )
-
-
 class UniformNoise:
-    """Prediction of the noise at steps of a scheduler drawn evenly (DDPM, arXiv:2006.11239)."""
+    """Prediction of the noise at steps of the published scheduler drawn evenly (DDPM, arXiv:2006.11239)."""
+
+    def __init__(self) -> None:
+        self.schedule = published_scheduler()
 
     def __call__(self, data: Tensor, noise: Tensor, level: Tensor) -> Noised:
         """See `Objective`; the levels are not used."""
-        schedule = scheduler()
-        time = torch.randint(schedule.config.num_train_timesteps, level.shape)
-        return Noised(schedule.add_noise(data, noise, time), time, noise, torch.ones_like(level))
+        time = torch.randint(self.schedule.config.num_train_timesteps, level.shape)
+        return Noised(self.schedule.add_noise(data, noise, time), time, noise, torch.ones_like(level))
 
 
 class PolicyNoise(nn.Module):
@@ -113,7 +106,7 @@ def train(task: str, output: Path, recipe: Recipe) -> PolicyPipeline:
     trained = PolicyNoise(network, normalizer.observation(data.observations))
     actions = normalizer.action(data.actions)
     trainer = Trainer(trained, matrices(network), recipe, output, UniformNoise())
-    pipe = PolicyPipeline(network, scheduler(), normalizer, HORIZON, HISTORY, EXECUTED)
+    pipe = PolicyPipeline(network, published_scheduler(), normalizer, HORIZON, HISTORY, EXECUTED)
     if trainer.resume():
         print(f"resumed at iteration {trainer.iteration}, {trainer.seconds / 60:.1f} minutes")
 
