@@ -46,9 +46,9 @@ class Arguments:
         self.names = list(inspect.signature(type(inner).forward).parameters)[1:]
         known = (name for name in _TIMES if name in self.names)
         alike = (name for name in self.names if "time" in name)
-        self._time = next(known, next(alike, None))
+        self.time = next(known, next(alike, None))
         self._conditions = [name for name in _CONDITIONS if name in self.names]
-        if self._time is None and needs_time:
+        if self.time is None and needs_time:
             raise TypeError(
                 f"{type(inner).__name__}.forward has no timestep among its parameters ({', '.join(self.names)}): "
                 f"diffaccel tells steps apart by one named {', '.join(_TIMES[:-1])} or {_TIMES[-1]}"
@@ -57,7 +57,7 @@ class Arguments:
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Tensor | None]:
         """Timestep (a number, or a tensor) and conditioning of one call, each None if it has none."""
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        time = given.get(self._time) if self._time is not None else None
+        time = given.get(self.time) if self.time is not None else None
         leaves = tree_leaves([given.get(name) for name in self._conditions])
         return time, next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
 

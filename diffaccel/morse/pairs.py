@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,31 @@ class Pair:
     base: Tensor
     k: Tensor
     conditioning: dict[str, Any]
+
+
+def join(pairs: Sequence[Pair]) -> Pair:
+    """Batches of pairs as one. Conditioning that has a row a sample is joined, all other is that of the first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not pairs:
+        raise ValueError("there is no pair to join")
+    return _map(lambda parts: torch.cat(parts), pairs)
+
+
+def take(pair: Pair, rows: Tensor) -> Pair:
+    """Some rows of a batch of pairs."""
+    return _map(lambda parts: parts[0][rows], [pair])
+
+
+def _map(make: Callable[[list[Tensor]], Tensor], pairs: Sequence[Pair]) -> Pair:
+    first = pairs[0]
+
+    def of(value: Any, *parts: Any) -> Any:
+        by_row = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(first.x)
+        return make([value, *parts]) if by_row else value
+
+    names = [field.name for field in fields(Pair) if field.name != "conditioning"]
+    tensors = {name: make([getattr(pair, name) for pair in pairs]) for name in names}
+    return Pair(**tensors, conditioning=tree_map(of, first.conditioning, *(pair.conditioning for pair in pairs[1:])))
