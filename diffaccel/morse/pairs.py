@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+
+SHARED = ("img_ids", "txt_ids", "image_rotary_emb")
+"""Conditioning by position, which all samples share: it may have as many rows as there are samples by chance."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,29 @@ def join(pairs: Sequence[Pair]) -> Pair:
     """
     if not pairs:
         raise ValueError("there is no pair to join")
-    return _map(lambda parts: torch.cat(parts), pairs)
+    return _made(torch.cat, pairs)
 
 
-def take(pair: Pair, rows: Tensor) -> Pair:
+def take(pair: Pair, rows: Tensor | slice) -> Pair:
     """Some rows of a batch of pairs."""
-    return _map(lambda parts: parts[0][rows], [pair])
+    return _made(lambda parts: parts[0][rows], [pair])
 
 
-def _map(make: Callable[[list[Tensor]], Tensor], pairs: Sequence[Pair]) -> Pair:
-    first = pairs[0]
+def rows_of(conditioning: Mapping[str, Any], size: int, make: Callable[[list[Tensor]], Tensor], *more: Any) -> Any:
+    """Conditioning with `make` applied to what has a row for each of `size` samples; all other is as it was."""
 
     def of(value: Any, *parts: Any) -> Any:
-        by_row = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(first.x)
+        by_row = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
         return make([value, *parts]) if by_row else value
 
+    own = {name: value for name, value in conditioning.items() if name not in SHARED}
+    others = [{name: one[name] for name in own} for one in more]
+    return {**conditioning, **tree_map(of, own, *others)}
+
+
+def _made(make: Callable[[list[Tensor]], Tensor], pairs: Sequence[Pair]) -> Pair:
+    first = pairs[0]
     names = [field.name for field in fields(Pair) if field.name != "conditioning"]
     tensors = {name: make([getattr(pair, name) for pair in pairs]) for name in names}
-    return Pair(**tensors, conditioning=tree_map(of, first.conditioning, *(pair.conditioning for pair in pairs[1:])))
+    others = [pair.conditioning for pair in pairs[1:]]
+    return Pair(**tensors, conditioning=rows_of(first.conditioning, len(first.x), make, *others))

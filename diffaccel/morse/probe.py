@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diffaccel.calls import Arguments
 from diffaccel.denoisers import denoisers
+from diffaccel.morse.pairs import rows_of
 from diffaccel.patch import Patch
 from diffaccel.structure import unwrapped
 from diffaccel.watch import entry
@@ -150,17 +151,10 @@ def taken_apart(arguments: Arguments, args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def of_branch(call: Call, branch: int, size: int) -> Call:
-    """The part of a call that belongs to one branch of a batch that holds several.
-
-    Tensors with as many rows as the sample are cut, all others are the same for all.
-    """
+    """The part of a call that belongs to one branch, where it holds several one after another."""
     rows = slice(branch * size, (branch + 1) * size)
-
-    def cut(value: Any) -> Any:
-        return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == len(call.sample) else value
-
-    conditioning = {name: cut(value) for name, value in call.conditioning.items()}
-    return replace(call, sample=call.sample[rows], time=cut(call.time), conditioning=conditioning)
+    conditioning = rows_of(call.conditioning, len(call.sample), lambda parts: parts[0][rows])
+    return replace(call, sample=call.sample[rows], conditioning=conditioning)
 
 
 class _Output(tuple[Tensor]):
