@@ -76,7 +76,11 @@ def latent_scale(source: str, index: Mapping[str, Any]) -> int:
     kind = getattr(diffusers, str(kind_name), None)
     if library != "diffusers" or kind is None:
         return 1
-    config = read_json(source, "vae/config.json")
+    return latent_scale_of(read_json(source, "vae/config.json"))
+
+
+def latent_scale_of(config: Mapping[str, Any]) -> int:
+    """Pixels a latent of a VAE with this config, along each side."""
     channels = config.get("block_out_channels") or config.get("decoder_block_out_channels")
     return int(2 ** (len(channels) - 1)) if channels else 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,16 +95,39 @@ def slot_centres() -> Tensor:
     return torch.stack([middle + size / 2 for middle, size in zip(middles, sizes, strict=True)])
 
 
-def warp(ink: Tensor, slots: Tensor) -> Tensor:
+class WarpDraws(NamedTuple):
+    """The random numbers of :func:`warp`.
+
+    Attributes:
+        size: of handwriting alone [B], uniform in 0..1.
+        size_of_pair: of handwriting in a pair [B], uniform in 0..1.
+        shift: to the right and downwards [B, 2], uniform in 0..1.
+        angle: of the turn [B], standard normal.
+        shear: [B], standard normal.
+    """
+
+    size: Tensor
+    size_of_pair: Tensor
+    shift: Tensor
+    angle: Tensor
+    shear: Tensor
+
+    @classmethod
+    def of(cls, n: int) -> WarpDraws:
+        """For n canvases, from torch's global generator."""
+        return cls(torch.rand(n), torch.rand(n), torch.rand(n, 2), torch.randn(n), torch.randn(n))
+
+
+def warp(ink: Tensor, slots: Tensor, draws: WarpDraws | None = None) -> Tensor:
     """Handwriting [B, 8, 8] in these slots [B], on canvases [B, 32, 32].
 
     Random turn (7 degrees), shear, size (24..31 px alone, 13.5..17 px in a pair) and shift (2 px, 1.2 px in a pair).
     """
-    n = len(ink)
+    n, draws = len(ink), draws or WarpDraws.of(len(ink))
     alone = slots == SLOTS.index("whole")
-    size = torch.where(alone, 24 + 7 * torch.rand(n), 13.5 + 3.5 * torch.rand(n))
-    shift = (2 * torch.rand(n, 2) - 1) * torch.where(alone, 2.0, 1.2)[:, None]
-    angle, shear, zoom = 0.12 * torch.randn(n), 0.1 * torch.randn(n), SIZE / size
+    size = torch.where(alone, 24 + 7 * draws.size, 13.5 + 3.5 * draws.size_of_pair)
+    shift = (2 * draws.shift - 1) * torch.where(alone, 2.0, 1.2)[:, None]
+    angle, shear, zoom = 0.12 * draws.angle, 0.1 * draws.shear, SIZE / size
     rows = [zoom * angle.cos(), zoom * (shear - angle.sin()), zoom * angle.sin(), zoom * angle.cos()]
     turn = torch.stack(rows, 1).view(n, 2, 2)
     centre = (slot_centres()[slots] + shift) / (SIZE / 2) - 1
@@ -148,22 +173,31 @@ class Renderer:
         """Foregrounds [B, 2, 3] and background [B, 3] of scenes."""
         return self.foregrounds[indices[:, (2, 4)]], self.backgrounds[indices[:, 5]]
 
+    def uniform(self, size: int) -> Tensor:
+        """Random numbers in 0..1 for both items of each picture [B, 2]."""
+        return torch.rand(size, 2, generator=self.generator)
+
+    def warp_draws(self, size: int) -> WarpDraws:
+        """Random numbers of :meth:`warped`, for so many items."""
+        return WarpDraws.of(size)
+
     def handwriting(self, indices: Tensor) -> Tensor:
         """A random handwriting of both items' digits, as rows [B, 2] of the handwriting ordered by digit."""
         digits = indices[:, (1, 3)]
-        draw = torch.rand(digits.shape, generator=self.generator)
+        draw = self.uniform(len(digits))
         return self.starts[digits] + (draw * self.counts[digits]).long()
 
     def pick(self, indices: Tensor) -> Tensor:
         """A random handwriting and place for both items, as positions [B, 2] in the flattened ``canvases``."""
         slots, before = self.slots[indices[:, 0]], self.places.cumsum(0) - self.places
-        where = torch.rand(slots.shape, generator=self.generator) * self.places[slots]
+        where = self.uniform(len(slots)) * self.places[slots]
         return self.handwriting(indices) * self.canvases.shape[1] + before[slots] + where.long()
 
     def warped(self, indices: Tensor) -> Tensor:
         """Canvases [B, 2, 32, 32] of both items in random handwriting, each warped by :func:`warp`."""
         slots, present = self.slots[indices[:, 0]], self.present[indices[:, 0]]
-        canvases = warp(self.ink[self.handwriting(indices)].flatten(0, 1), slots.flatten())
+        ink = self.ink[self.handwriting(indices)].flatten(0, 1)
+        canvases = warp(ink, slots.flatten(), self.warp_draws(len(ink)))
         return canvases.view(-1, 2, SIZE, SIZE) * present[:, :, None, None]
 
     def draw(self, scenes: list[Scene]) -> Tensor:
@@ -172,11 +206,10 @@ class Renderer:
 
     def rows(self, table: Tensor, size: int) -> Tensor:
         """Random rows [B] of a table of scenes, single items and pairs equally often if it holds both."""
-        single = int((table[:, 0] == 0).sum())
-        if single in (0, len(table)):
+        if single_items(table) in (0, len(table)):
             return torch.randint(len(table), (size,), generator=self.generator)
         coin, draw = torch.rand(2, size, generator=self.generator)
-        return torch.where(coin < 0.5, draw * single, single + draw * (len(table) - single)).long()
+        return rows_of(table, coin, draw)
 
     def batch(self, table: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Random pictures of scenes drawn from a table [N, 6] of indices, and the rows drawn [B]."""
@@ -187,3 +220,15 @@ class Renderer:
 def scene_table(chosen: list[Scene]) -> Tensor:
     """Indices of scenes as a table [N, 6]; for :meth:`Renderer.rows` single items come first."""
     return torch.tensor([scene.indices for scene in chosen])
+
+
+def single_items(table: Tensor) -> int:
+    """How many scenes of a table [N, 6] show a single item."""
+    return int((table[:, 0] == 0).sum())
+
+
+def rows_of(table: Tensor, coin: Tensor, draw: Tensor) -> Tensor:
+    """Rows [B] of a table of scenes by numbers [B] in 0..1: which kind, where there are two, and which of that kind."""
+    single = single_items(table)
+    share = 0.5 if 0 < single < len(table) else float(single > 0)
+    return torch.where(coin < share, draw * single, single + draw * (len(table) - single)).long()
