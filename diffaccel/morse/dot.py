@@ -1,0 +1,301 @@
+"""Dot, the small network that tells how far Dash's estimate has moved since Dash was last run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from diffaccel.fingerprint import weights_digest
+from diffaccel.morse import bodies
+from diffaccel.morse.adapters import add_adapters
+from diffaccel.morse.ends import Notes
+from diffaccel.structure import unwrapped
+
+KINDS = ("shared", "independent")
+# Of the two arguments that hold such, what concerns Dash's own adapters only.
+_OF_DASH = ("scale", "ip_adapter_image_embeds", "ip_hidden_states")
+
+
+class MorseDot(ModelMixin, ConfigMixin):
+    """A network that is given the last Dash step and returns the change of Dash's estimate since then.
+
+    Kind "shared" runs Dash's own frozen layers, with LoRA, between new ends that make its grid 2^m times coarser; kind
+    "independent" is a smaller network of the same class with weights of its own. Both know both times. A new Dot
+    returns exactly zero. Only what is new is a parameter of the Dot, and is saved.
+
+    Source: Morse, ICML 2025 (arXiv 2506.18251), Section 3.3; independent Dots are its ablation.
+
+    Args:
+        base_class: class of Dash.
+        base_config: its config.
+        base_weights: digest of its weights, see `diffaccel.fingerprint.weights_digest`.
+        kind: "shared" or "independent".
+        m: halvings of the grid in front of the body; for a transformer, 2^m x 2^m tokens become one. May be 0.
+        widths: channels of the new levels, finest first; at least m of them, of a transformer the first counts.
+        rank: of the LoRA on every layer of a shared body; 0 for none.
+        blocks: indices of the transformer blocks a shared body runs, over its lists in order of execution; None: all.
+        body_config: of an independent body, what differs from `base_config`.
+        residual_space: "epsilon" or "sample": what the Dot was trained to correct, see `diffaccel.morse.coordinates`.
+        guided: it corrects the guided estimate, not each branch.
+        base: "hold" or "taylor": what it was trained to correct the estimate from.
+        scheduler: class it was trained with.
+        pair_sampling: how its pairs of times were drawn.
+        ratio: Dash's seconds over its own, with the machine they were measured on.
+
+    Raises:
+        ValueError: an unknown kind or class, or a body that cannot be made so.
+        ImportError: peft is needed and not installed.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        base_class: str,
+        base_config: dict[str, Any],
+        base_weights: str = "",
+        kind: str = "shared",
+        m: int = 2,
+        widths: Sequence[int] = (96, 160),
+        rank: int = 64,
+        blocks: Sequence[int] | None = None,
+        body_config: dict[str, Any] | None = None,
+        residual_space: str = "epsilon",
+        guided: bool = False,
+        base: str = "hold",
+        scheduler: str = "",
+        pair_sampling: str = "",
+        ratio: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(kind, m, rank, blocks, body_config)
+        self._family = bodies.family(base_class)
+        self._merged = 2**m
+        self._notes = Notes()
+        self._attached = kind == "independent"
+        shared = kind == "shared"
+        body: Any = bodies.skeleton(base_class, {**base_config, **(body_config or {})}, empty=shared)
+        named = dict(body.named_modules())
+        if blocks is not None:
+            bodies.keep_blocks(body, self._family.blocks, list(blocks))
+        adapters = add_adapters(body, rank if shared else 0, without=self._family.ends)
+        taken, returned = bodies.channels(base_config)
+        time = bodies.time_width(body, self._family)
+        self._family.install(body, 2 * taken + returned, returned, m, tuple(widths), time, self._notes)
+        self.time = bodies.embed_two_times(body, self._family, self._notes)
+        self._links: dict[str, nn.Module] = {}
+        if not shared:
+            self.body, self.patches = body, self._notes.patches
+            return
+        first, last = self._family.ends
+        self.entry, self.exit, self.adapters = getattr(body, first), getattr(body, last), adapters
+        # Dash's weights are no parameters of the Dot, so the body is no submodule of it.
+        object.__setattr__(self, "body", body)
+        inside = set(body.modules()) | set(self._notes.patches.modules() if self._notes.patches else ())
+        self._links = {
+            name: module
+            for name, module in named.items()
+            if module in inside and (module._parameters or module._buffers)
+        }
+
+    @classmethod
+    def of(
+        cls,
+        dash: nn.Module,
+        kind: str = "shared",
+        m: int = 2,
+        widths: Sequence[int] = (96, 160),
+        rank: int = 64,
+        blocks: Sequence[int] | None = None,
+        body_config: dict[str, Any] | None = None,
+        residual_space: str = "epsilon",
+        guided: bool = False,
+        base: str = "hold",
+    ) -> MorseDot:
+        """A new Dot of a network, attached to it, on its device and in its dtype; it returns zero.
+
+        Raises:
+            ValueError: as the class.
+            ImportError: as the class.
+        """
+        dash = unwrapped(dash)
+        bodies.family(type(dash).__name__)
+        dot: MorseDot = cls(
+            base_class=type(dash).__name__,
+            base_config=_config(dash),
+            base_weights=_digest(dash),
+            kind=kind,
+            m=m,
+            widths=list(widths),
+            rank=rank,
+            blocks=None if blocks is None else list(blocks),
+            body_config=body_config,
+            residual_space=residual_space,
+            guided=guided,
+            base=base,
+        )
+        dot.attach(dash)
+        return dot
+
+    def attach(self, dash: nn.Module) -> None:
+        """Take the weights of a shared body from Dash, and its device and dtype.
+
+        The body's layers hold Dash's own Parameter objects, also those Dash is given later on; a LoRA that is loaded
+        into Dash stays out.
+
+        Raises:
+            ValueError: Dash is another network than this Dot was made for, or its weights are out of reach.
+        """
+        dash = unwrapped(dash)
+        self._check_base(dash)
+        if any(parameter.is_meta for parameter in dash.parameters()):
+            raise ValueError(
+                f"the weights of {type(dash).__name__} are offloaded: attach the Dot before offloading them"
+            )
+        _link(self._links, dash)
+        self._attached = True
+        first = next(dash.parameters())
+        nn.Module.to(self, device=first.device, dtype=first.dtype)  # diffusers' own warns of nothing
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        x_s: Tensor,
+        k_s: Tensor,
+        t_s: Tensor | float,
+        conditioning: Mapping[str, Any],
+    ) -> Tensor:
+        """How far the estimate has moved since the last Dash step.
+
+        Args:
+            x: sample, as Dash would be given it [B, ...].
+            t: time, as Dash would be given it; a number, [] or [B].
+            x_s: sample at the last Dash step, as Dash was given it.
+            k_s: what was kept of Dash's estimate there.
+            t_s: time there.
+            conditioning: Dash's other arguments by name, without sample, time and `return_dict`.
+
+        Returns:
+            The change, shaped like `k_s`.
+
+        Raises:
+            ValueError: not attached, a sample that cannot be divided, or an argument only Dash can take.
+        """
+        if not self._attached:
+            raise ValueError("this Dot shares its body with Dash: dot.attach(network) first")
+        family, notes = self._family, self._notes
+        arguments = family.prepare(self.body, x, _conditioning(conditioning), self._merged, notes)
+        times = [torch.as_tensor(time, device=x.device).expand(len(x)) for time in (t, t_s)]
+        notes.t_s = times[1] * family.time_scale
+        arguments[family.sample] = torch.cat([x, x_s.to(x.dtype), k_s.to(x.dtype)], dim=family.axis)
+        try:
+            with _frozen(self._links):
+                residual: Tensor = self.body(timestep=times[0], **arguments, return_dict=False)[0]
+        finally:
+            notes.clear()
+        return residual
+
+    def train(self, mode: bool = True) -> MorseDot:
+        """As `nn.Module.train`, but the body stays as it is used: without the dropout of labels."""
+        super().train(mode)
+        self.body.eval()
+        return self
+
+    def _check_base(self, dash: nn.Module) -> None:
+        """Raise ValueError if this is not the network the Dot is of."""
+        made = f"this Dot was made for {self.config.base_class}"
+        if type(dash).__name__ != self.config.base_class:
+            raise ValueError(f"{made}, not for {type(dash).__name__}")
+        mine, theirs = _plain(self.config.base_config), _config(dash)
+        if different := sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)):
+            raise ValueError(f"{made} of another config: {', '.join(different)} differ")
+        found = _digest(dash)
+        if "" not in (found, self.config.base_weights) and found != self.config.base_weights:
+            raise ValueError(f"{made} with other weights (a LoRA fused into them?): train one for these")
+
+
+def _check(kind: str, m: int, rank: int, blocks: Any, body_config: Any) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if m < 0 or rank < 0:
+        raise ValueError(f"m and rank must not be negative, got {m} and {rank}")
+    if kind == "shared" and body_config:
+        raise ValueError("body_config is for kind='independent': a shared body has Dash's config")
+    if kind == "independent" and blocks is not None:
+        raise ValueError("blocks is for kind='shared': give body_config with fewer layers")
+
+
+def _config(network: Any) -> dict[str, Any]:
+    """The config of a diffusers network as JSON would give it back."""
+    return _plain({name: value for name, value in network.config.items() if not name.startswith("_")})
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    return plain
+
+
+def _digest(dash: nn.Module) -> str:
+    """Digest of the weights of a network, adapters that were loaded into it aside."""
+    bare = bodies.skeleton(type(dash).__name__, _config(dash))
+    _link(dict(bare.named_modules()), dash)
+    return weights_digest(bare)
+
+
+def _link(links: Mapping[str, nn.Module], dash: nn.Module) -> None:
+    """Let modules hold the weights and buffers of those of the same name in Dash: not copies, the same objects.
+
+    They hold Dash's own tables of them, so that a tensor that is replaced in Dash is replaced here, too.
+    """
+    theirs = dict(dash.named_modules())
+    for name, module in links.items():
+        if not (module._parameters or module._buffers):
+            continue
+        source = theirs.get(name)
+        while isinstance(base := getattr(source, "base_layer", None), nn.Module):  # below an adapter
+            source = base
+        if source is None or type(source) is not type(module):
+            raise ValueError(
+                f"{name} of {type(dash).__name__} is {type(source).__name__}, not {type(module).__name__}: a Dot "
+                "shares the layers the network was made with, neither replaced nor quantized ones"
+            )
+        module.__dict__["_parameters"], module.__dict__["_buffers"] = source._parameters, source._buffers
+
+
+def _conditioning(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Dash's other arguments without what concerns its own adapters.
+
+    Raises:
+        ValueError: there are features of a ControlNet or T2I adapter, which have the size of Dash's.
+    """
+    taken = dict(given)
+    if names := [n for n, v in taken.items() if v is not None and ("additional_residual" in n or "controlnet_" in n)]:
+        raise ValueError(f"a Dot cannot take {', '.join(names)}: run Dash where a ControlNet or T2I adapter is used")
+    for name in ("cross_attention_kwargs", "joint_attention_kwargs"):
+        if taken.get(name) is not None:
+            taken[name] = {key: value for key, value in taken[name].items() if key not in _OF_DASH}
+    return taken
+
+
+@contextmanager
+def _frozen(links: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Dash's weights get no gradient from what is recorded within."""
+    if not torch.is_grad_enabled():
+        yield
+        return
+    parameters = (p for module in links.values() for p in module._parameters.values() if p is not None)
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
