@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(leave.code or 0)
     try:
         with warnings_shown(not args.quiet):
-            command = importlib.import_module(f"diffaccel.commands.{args.command}")
+            command = importlib.import_module(f"diffaccel.commands.{args.command.replace('-', '_')}")
             report(command.run(args), args.json)
     except KeyboardInterrupt:
         return fail("interrupted", 130)

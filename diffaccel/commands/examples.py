@@ -45,6 +45,13 @@ examples:
   diffaccel tune flux-digits --psnr 45 -o choice.json
   diffaccel generate "a red 7 on a white background" --method auto:choice=choice.json
 """
+TRAIN_DOT_EXAMPLES = """\
+examples:
+  diffaccel train-dot ./my-sd --data ./photographs --scheduler DDIMScheduler --guidance 2 10 -o dot --device cuda
+  diffaccel train-dot dit-digits --data bundled --kind independent --m 1 --widths 64 --iterations 2000 -o dot
+  the same command again continues a training that was stopped; then, with the steps that it was trained for:
+    diffaccel generate "a fox in the snow" --model ./my-sd --method morse:dot=dot --steps 9
+"""
 STATISTICS_EXAMPLES = """\
 examples:
   diffaccel statistics ./photographs -o photographs.npz --extractor inception --weights inception-2015-12-05.pt

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from diffaccel import __version__
 from diffaccel.commands.arguments import DTYPES, LEVELS, MODEL_HELP, RESIZES, natural, positive, scale
+from diffaccel.commands.dot_options import add_train_dot
 from diffaccel.commands.examples import (
     CALIBRATE_EXAMPLES,
     EVALUATE_EXAMPLES,
@@ -14,6 +15,7 @@ from diffaccel.commands.examples import (
     GENERATE_EXAMPLES,
     INFO_EXAMPLES,
     STATISTICS_EXAMPLES,
+    TRAIN_DOT_EXAMPLES,
     TUNE_EXAMPLES,
 )
 from diffaccel.methods import METHODS
@@ -52,6 +54,9 @@ def build_parser() -> Parser:
         _command(commands, "calibrate", "record what hyca and fitted learn from, and keep it", CALIBRATE_EXAMPLES)
     )
     _add_tune(_command(commands, "tune", "choose the acceleration that reaches a speed-up or a PSNR", TUNE_EXAMPLES))
+    add_train_dot(
+        _command(commands, "train-dot", "train the small network that morse runs between steps", TRAIN_DOT_EXAMPLES)
+    )
     _add_statistics(
         _command(commands, "statistics", "keep a folder of pictures as a reference for evaluate", STATISTICS_EXAMPLES)
     )
