@@ -20,7 +20,7 @@ def locate(model: str) -> str:
         ValueError: neither a bundled name, nor a folder with a pipeline, nor written like a hub id.
         FileNotFoundError: the bundled folder was not installed.
     """
-    if model in bundled.NAMES:
+    if model in (*bundled.NAMES, *bundled.UNCONDITIONAL):
         return str(bundled.path(model))
     if model and Path(model).is_dir():
         if not (Path(model) / INDEX).is_file():
@@ -28,7 +28,7 @@ def locate(model: str) -> str:
         return model
     owner, _, name = model.partition("/")
     if not owner or not name or "/" in name or owner in (".", "..", "~"):
-        names = ", ".join(bundled.NAMES)
+        names = ", ".join((*bundled.NAMES, *bundled.UNCONDITIONAL))
         raise ValueError(f"there is no {model!r}: give {names}, a folder with a {INDEX}, or a hub id (owner/name)")
     return model
 

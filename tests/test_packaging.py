@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 SHIPPED_WEIGHTS = {
     "clip_digits": ".safetensors",
+    "ddpm_digits": ".safetensors",
     "digits_checker": ".safetensors",
     "digits_renders": ".npz",
     "dit_digits": ".safetensors",

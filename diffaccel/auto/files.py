@@ -88,7 +88,7 @@ def place(pipe: Any, target: Target, steps: int) -> Path | None:
     folder = Path(name)
     if not name or not (folder / INDEX).is_file() or not os.access(folder, os.W_OK):
         return None
-    if folder.resolve() in [bundled.path(name).resolve() for name in bundled.NAMES]:
+    if folder.resolve() in [bundled.path(name).resolve() for name in (*bundled.NAMES, *bundled.UNCONDITIONAL)]:
         return None
     return folder / NAME.format(target=target.slug, steps=steps)
 

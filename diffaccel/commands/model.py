@@ -6,10 +6,12 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from diffaccel.pipelines.bundled import NAMES as BUNDLED
+from diffaccel.pipelines.bundled import NAMES, UNCONDITIONAL
 
 if TYPE_CHECKING:
     import torch
+
+BUNDLED = (*NAMES, *UNCONDITIONAL)
 
 
 def size_of(args: argparse.Namespace) -> dict[str, int]:

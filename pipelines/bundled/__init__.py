@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from diffaccel.pipelines.policy import PolicyPipeline
 
 _FOLDERS = {"flux-digits": "flux_digits", "dit-digits": "dit_digits", "sd-digits": "sd_digits"}
+_UNCONDITIONAL = {"ddpm-digits": "ddpm_digits"}
 _POLICIES = {"drawer-open": "policy_drawer_open", "pick-place": "policy_pick_place"}
 _CHECKER, _CLIP, _RENDERS = "digits_checker", "clip_digits", "digits_renders"
 
 NAMES = tuple(_FOLDERS)
-"""Names of the bundled pipelines."""
+"""Names of the bundled pipelines that draw what a prompt asks for."""
+UNCONDITIONAL = tuple(_UNCONDITIONAL)
+"""Names of those that take neither prompt nor class, only a number of pictures."""
 SINGLE = ("dit-digits",)
 """Those that draw one digit only: their prompts are classes, captions like all others but each a class of its own."""
 POLICIES = tuple(_POLICIES)
@@ -44,19 +47,21 @@ def path(name: str = "flux-digits") -> Path:
         ValueError: there is no bundled pipeline of this name.
         FileNotFoundError: the folder was not installed.
     """
-    if name not in _FOLDERS:
-        raise ValueError(f"no bundled pipeline is called {name!r}; choose from {', '.join(NAMES)}")
-    return _folder(_FOLDERS[name])
+    folders = _FOLDERS | _UNCONDITIONAL
+    if name not in folders:
+        raise ValueError(f"no bundled pipeline is called {name!r}; choose from {', '.join(folders)}")
+    return _folder(folders[name])
 
 
 def load(name: str = "flux-digits", **kwargs: Any) -> DiffusionPipeline:
     """A bundled pipeline, in float32 unless ``dtype`` says otherwise (the files hold float16).
 
     Calls need :func:`call_defaults`: ``pipe("a red 7 on a white background", **call_defaults())``. ``dit-digits`` takes
-    the numbers of classes: ``pipe(pipe.get_label_ids(["a red 7 on a white background"]), ...)``.
+    the numbers of classes: ``pipe(pipe.get_label_ids(["a red 7 on a white background"]), ...)``, and ``ddpm-digits`` a
+    number of pictures: ``pipe(batch_size=4, ...)``.
 
     Args:
-        name: one of ``NAMES``.
+        name: one of ``NAMES`` or ``UNCONDITIONAL``.
         kwargs: passed to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
@@ -167,14 +172,16 @@ def renders_path(name: str = "flux-digits") -> Path:
     """Statistics of renders of held-out handwriting in held-out scenes, in features of ``fd_digits``.
 
     Args:
-        name: the bundled pipeline whose pictures are compared; scenes are of one digit where it draws no others.
+        name: the bundled pipeline whose pictures are compared; scenes are of one digit where it draws no others, and
+            grey handwriting as ``ddpm.coloured`` shows it where it draws that.
 
     Raises:
         ValueError: there is no bundled pipeline of this name.
         FileNotFoundError: they were not installed.
     """
     path(name)  # for its errors
-    return _folder(_RENDERS) / ("fd_digits_single.npz" if name in SINGLE else "fd_digits.npz")
+    kind = "_grey" if name in UNCONDITIONAL else "_single" if name in SINGLE else ""
+    return _folder(_RENDERS) / f"fd_digits{kind}.npz"
 
 
 def prompts(split: Literal["train", "held-out"] = "held-out", name: str = "flux-digits") -> list[str]:
@@ -187,12 +194,12 @@ def prompts(split: Literal["train", "held-out"] = "held-out", name: str = "flux-
     seen has no embedding; the splits then only keep calibration and evaluation apart.
 
     Raises:
-        ValueError: the split has another name, or there is no bundled pipeline of this name.
+        ValueError: the split has another name, or there is no bundled pipeline of this name that takes prompts.
     """
     from diffaccel.pipelines.bundled.digits.captions import mixed_scenes
 
     if split not in ("train", "held-out"):
         raise ValueError(f"split must be 'train' or 'held-out', got {split!r}")
     if name not in _FOLDERS:
-        raise ValueError(f"no bundled pipeline is called {name!r}; choose from {', '.join(NAMES)}")
+        raise ValueError(f"no bundled pipeline that takes prompts is called {name!r}; choose from {', '.join(NAMES)}")
     return [scene.caption for scene in mixed_scenes(split) if not scene.layout or name not in SINGLE]

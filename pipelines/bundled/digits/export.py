@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from diffaccel.pipelines.bundled.digits import dit, flux, sd, train, train_dit, train_sd
+from diffaccel.pipelines.bundled.digits import ddpm, dit, flux, sd, train, train_ddpm, train_dit, train_sd
 from diffaccel.pipelines.bundled.digits.denoiser import Recipe, Trainer
 
 
@@ -36,7 +36,12 @@ def _sd(output: Path) -> tuple[Trainer, Any, dict[str, object]]:
     return trainer, sd.assemble(model.unet, text, vae), sd.call_defaults(train_sd.GUIDANCE)
 
 
-PIPELINES = {"flux-digits": _flux, "dit-digits": _dit, "sd-digits": _sd}
+def _ddpm(output: Path) -> tuple[Trainer, Any, dict[str, object]]:
+    trainer, model = train_ddpm.build_trainer(output, Recipe())
+    return trainer, ddpm.assemble(model.unet), ddpm.call_defaults()
+
+
+PIPELINES = {"flux-digits": _flux, "dit-digits": _dit, "sd-digits": _sd, "ddpm-digits": _ddpm}
 """By name, what makes the trainer, a pipeline around its model, and the arguments of calls from a training's folder."""
 
 
@@ -60,7 +65,8 @@ def export(name: str, output: Path, to: Path) -> None:
         if isinstance(part, nn.Module):
             part.eval().half()
     pipeline.save_pretrained(folder)
-    _without_derived(folder / "vae" / "config.json")
+    if "vae" in pipeline.components:
+        _without_derived(folder / "vae" / "config.json")
     (folder / "call_defaults.json").write_text(json.dumps(defaults, indent=2) + "\n")
     if name == "flux-digits":
         shutil.copytree(output / "checker", to / "digits_checker", dirs_exist_ok=True)
