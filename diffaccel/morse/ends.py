@@ -120,7 +120,7 @@ class PyramidExit(nn.Module):
     def __init__(self, channels: int, widths: Sequence[int], inner: int, time: int, notes: Notes) -> None:
         super().__init__()
         self.notes = notes
-        before = [*widths[1:], inner]
+        before = [*widths[1:], inner] if widths else []
         self.doublings = nn.ModuleList(
             Upsample2D(wide, use_conv_transpose=True, out_channels=width)
             for width, wide in zip(widths, before, strict=True)
