@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from diffaccel.fingerprint import weights_digest
 from diffaccel.morse import bodies
 from diffaccel.morse.adapters import add_adapters
 from diffaccel.morse.ends import Notes
+from diffaccel.morse.sharing import config_of, digest, frozen, link, plain
 from diffaccel.structure import unwrapped
 
 KINDS = ("shared", "independent")
@@ -74,8 +72,15 @@ class MorseDot(ModelMixin, ConfigMixin):
         ratio: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check(kind, m, rank, blocks, body_config)
         self._family = bodies.family(base_class)
+        _check(kind, m, rank, residual_space, base)
+        if kind == "shared" and body_config:
+            raise ValueError("body_config is for kind='independent': a shared body has Dash's config")
+        if kind == "independent" and blocks is not None:
+            raise ValueError("blocks is for kind='shared': give body_config with fewer layers")
+        unknown = sorted({*(body_config or {})} - {*base_config})
+        if unknown:
+            raise ValueError(f"body_config: {base_class} has no {', '.join(unknown)}")
         self._merged = 2**m
         self._notes = Notes()
         self._attached = kind == "independent"
@@ -125,11 +130,11 @@ class MorseDot(ModelMixin, ConfigMixin):
             ImportError: as the class.
         """
         dash = unwrapped(dash)
-        bodies.family(type(dash).__name__)
+        bodies.family(type(dash).__name__)  # before its config is asked for
         dot: MorseDot = cls(
             base_class=type(dash).__name__,
-            base_config=_config(dash),
-            base_weights=_digest(dash),
+            base_config=config_of(dash),
+            base_weights=digest(dash),
             kind=kind,
             m=m,
             widths=list(widths),
@@ -158,7 +163,7 @@ class MorseDot(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"the weights of {type(dash).__name__} are offloaded: attach the Dot before offloading them"
             )
-        _link(self._links, dash)
+        link(self._links, dash)
         self._attached = True
         first = next(dash.parameters())
         nn.Module.to(self, device=first.device, dtype=first.dtype)  # diffusers' own warns of nothing
@@ -191,18 +196,19 @@ class MorseDot(ModelMixin, ConfigMixin):
         if not self._attached:
             raise ValueError("this Dot shares its body with Dash: dot.attach(network) first")
         family, notes = self._family, self._notes
-        arguments = family.prepare(self.body, x, _conditioning(conditioning), self._merged, notes)
-        times = [torch.as_tensor(time, device=x.device).expand(len(x)) for time in (t, t_s)]
-        notes.t_s = times[1] * family.time_scale
-        arguments[family.sample] = torch.cat([x, x_s.to(x.dtype), k_s.to(x.dtype)], dim=family.axis)
+        now, then = (torch.as_tensor(time, device=x.device).expand(len(x)) for time in (t, t_s))
+        entering = torch.cat([x, x_s.to(x.dtype), k_s.to(x.dtype)], dim=family.axis)
         try:
-            with _frozen(self._links):
-                residual: Tensor = self.body(timestep=times[0], **arguments, return_dict=False)[0]
+            arguments = family.prepare(self.body, x, _conditioning(conditioning), self._merged, notes)
+            arguments |= {family.sample: entering, "timestep": now, "return_dict": False}
+            notes.t_s = then if family.time_scale == 1 else then.to(x.dtype) * family.time_scale
+            with frozen(self._links):
+                residual: Tensor = self.body(**arguments)[0]
         finally:
             notes.clear()
         return residual
 
-    def train(self, mode: bool = True) -> MorseDot:
+    def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but the body stays as it is used: without the dropout of labels."""
         super().train(mode)
         self.body.eval()
@@ -213,60 +219,22 @@ class MorseDot(ModelMixin, ConfigMixin):
         made = f"this Dot was made for {self.config.base_class}"
         if type(dash).__name__ != self.config.base_class:
             raise ValueError(f"{made}, not for {type(dash).__name__}")
-        mine, theirs = _plain(self.config.base_config), _config(dash)
+        mine, theirs = plain(self.config.base_config), config_of(dash)
         if different := sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)):
             raise ValueError(f"{made} of another config: {', '.join(different)} differ")
-        found = _digest(dash)
+        found = digest(dash)
         if "" not in (found, self.config.base_weights) and found != self.config.base_weights:
             raise ValueError(f"{made} with other weights (a LoRA fused into them?): train one for these")
 
 
-def _check(kind: str, m: int, rank: int, blocks: Any, body_config: Any) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+def _check(kind: str, m: int, rank: int, residual_space: str, base: str) -> None:
+    """Raise ValueError for an option that is none."""
+    words = {"kind": KINDS, "residual_space": ("epsilon", "sample"), "base": ("hold", "taylor")}
+    for name, word in (("kind", kind), ("residual_space", residual_space), ("base", base)):
+        if word not in words[name]:
+            raise ValueError(f"{name} must be one of {', '.join(words[name])}, got {word!r}")
     if m < 0 or rank < 0:
         raise ValueError(f"m and rank must not be negative, got {m} and {rank}")
-    if kind == "shared" and body_config:
-        raise ValueError("body_config is for kind='independent': a shared body has Dash's config")
-    if kind == "independent" and blocks is not None:
-        raise ValueError("blocks is for kind='shared': give body_config with fewer layers")
-
-
-def _config(network: Any) -> dict[str, Any]:
-    """The config of a diffusers network as JSON would give it back."""
-    return _plain({name: value for name, value in network.config.items() if not name.startswith("_")})
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
-    return plain
-
-
-def _digest(dash: nn.Module) -> str:
-    """Digest of the weights of a network, adapters that were loaded into it aside."""
-    bare = bodies.skeleton(type(dash).__name__, _config(dash))
-    _link(dict(bare.named_modules()), dash)
-    return weights_digest(bare)
-
-
-def _link(links: Mapping[str, nn.Module], dash: nn.Module) -> None:
-    """Let modules hold the weights and buffers of those of the same name in Dash: not copies, the same objects.
-
-    They hold Dash's own tables of them, so that a tensor that is replaced in Dash is replaced here, too.
-    """
-    theirs = dict(dash.named_modules())
-    for name, module in links.items():
-        if not (module._parameters or module._buffers):
-            continue
-        source = theirs.get(name)
-        while isinstance(base := getattr(source, "base_layer", None), nn.Module):  # below an adapter
-            source = base
-        if source is None or type(source) is not type(module):
-            raise ValueError(
-                f"{name} of {type(dash).__name__} is {type(source).__name__}, not {type(module).__name__}: a Dot "
-                "shares the layers the network was made with, neither replaced nor quantized ones"
-            )
-        module.__dict__["_parameters"], module.__dict__["_buffers"] = source._parameters, source._buffers
 
 
 def _conditioning(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,20 +250,3 @@ def _conditioning(given: Mapping[str, Any]) -> dict[str, Any]:
         if taken.get(name) is not None:
             taken[name] = {key: value for key, value in taken[name].items() if key not in _OF_DASH}
     return taken
-
-
-@contextmanager
-def _frozen(links: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Dash's weights get no gradient from what is recorded within."""
-    if not torch.is_grad_enabled():
-        yield
-        return
-    parameters = (p for module in links.values() for p in module._parameters.values() if p is not None)
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
