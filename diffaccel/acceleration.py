@@ -17,6 +17,8 @@ from diffaccel.gate import GatedSession
 from diffaccel.methods import Calibrated, Method, of_network, resolve
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.innovation import Innovation
+from diffaccel.methods.morse import Morse
+from diffaccel.morse.sampler import MorseSession
 from diffaccel.pairs import PairSession
 from diffaccel.pipelines.policies import foreign
 from diffaccel.plan import Plan
@@ -68,7 +70,16 @@ class Acceleration:
             NotPlannedError: before the first run, of a method that decides while it runs.
         """
         session = next(iter(self._sessions.values()))
-        return session.plan or self.method.plan(session.sites, self._expected_steps())
+        return session.plan or self.method.plan(session.sites, self.num_inference_steps)
+
+    @property
+    def num_inference_steps(self) -> int:
+        """The number of steps to call the pipeline with: that of the method's budget, else the pipeline's default."""
+        return getattr(self.method, "num_inference_steps", None) or self._expected_steps()
+
+    def session(self, network: str | None = None) -> Session | MorseSession:
+        """What watches one network (default: the first). Raises KeyError if none has that name."""
+        return self._sessions[network or self.networks[0]]
 
     def report(self, network: str | None = None) -> Report:
         """What the last run computed and skipped, its time and memory, for one network (default: the first).
@@ -76,7 +87,7 @@ class Acceleration:
         Raises:
             KeyError: no accelerated network has that name.
         """
-        return self._sessions[network or self.networks[0]].report()
+        return self.session(network).report()
 
     def remove(self) -> None:
         """Put everything back as it was. Calling it again does nothing."""
@@ -116,11 +127,13 @@ class Acceleration:
         return "\n".join(str(session.report()) for session in self._sessions.values())
 
 
-def _session_of(method: Method) -> type[Session]:
+def _session_of(method: Method) -> type[Session | MorseSession]:
     if isinstance(method, FirstBlock):
         return GatedSession
     if isinstance(method, Innovation):
         return PairSession
+    if isinstance(method, Morse):
+        return MorseSession
     return BranchSession if method.level == BRANCH else Session
 
 

@@ -73,14 +73,7 @@ class Watch:
 
     def attach(self) -> None:
         """Put sites, idle modules and hooks in place."""
-        # Native hooks on the root: its `forward` is where accelerate's offloading lives.
-        if self.network._compiled_call_impl is not None:  # hooks would be traced
-            self._around = Patch(self.network, "_compiled_call_impl", self._surround)
-        else:
-            self._hooks = [
-                self.network.register_forward_pre_hook(_Hook(self._before), with_kwargs=True),
-                self.network.register_forward_hook(_Hook(self._after)),
-            ]
+        self._listen()
         self._place()
         _ATTACHED.add(self)
         self.clock.attach(unwrapped(self.network))
@@ -106,6 +99,17 @@ class Watch:
         self.sites = found
         self._place()
         return True
+
+    def _listen(self) -> None:
+        """Hear of every call of the network."""
+        # Native hooks on the root: its `forward` is where accelerate's offloading lives.
+        if self.network._compiled_call_impl is not None:  # hooks would be traced
+            self._around = Patch(self.network, "_compiled_call_impl", self._surround)
+        else:
+            self._hooks = [
+                self.network.register_forward_pre_hook(_Hook(self._before), with_kwargs=True),
+                self.network.register_forward_hook(_Hook(self._after)),
+            ]
 
     def _place(self) -> None:
         names = {module: name for name, module in self.network.named_modules()}

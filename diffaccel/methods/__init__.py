@@ -17,6 +17,7 @@ from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
 from diffaccel.methods.innovation import Innovation
+from diffaccel.methods.morse import Morse
 from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
@@ -46,7 +47,7 @@ class Method(Protocol):
         """The rule by which the feature of `site` is forecast in a run of `steps` steps."""
 
 
-Kind = type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Uniform | Acs | Effect | Innovation]
+Kind = type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Uniform | Acs | Effect | Innovation | Morse]
 
 METHODS: Mapping[str, Kind] = MappingProxyType(
     {
@@ -61,6 +62,7 @@ METHODS: Mapping[str, Kind] = MappingProxyType(
         "uniform": Uniform,
         "effect": Effect,
         "innovation": Innovation,
+        "morse": Morse,
     }
 )
 
@@ -128,8 +130,14 @@ def resolve(method: Any, pipeline: str, options: Mapping[str, Any]) -> Method:
 def written_out(method: Method) -> str:
     """A method with all options that are set, as Python would write it: "TaylorSeer(interval=6, order=1, ...)"."""
     options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.repr}
-    set_options = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+    set_options = ", ".join(f"{name}={_shown(value)}" for name, value in options.items() if value is not None)
     return f"{type(method).__name__}({set_options})"
+
+
+def _shown(value: Any) -> str:
+    """An option as Python would write it; a network, which is a page, by its class."""
+    written = repr(value)
+    return f"<{type(value).__name__}>" if hasattr(value, "state_dict") else written
 
 
 def _check_options(name: str, kind: type[Any], options: Mapping[str, Any]) -> None:

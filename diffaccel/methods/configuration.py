@@ -157,7 +157,9 @@ def _plain(name: str, value: Any, folder: Path) -> Any:
         if value.source is None and not value.found:
             raise ValueError(_IN_NO_FILE)
         value = value.source
-    if name in _PATHS and isinstance(value, str | Path):
+    if name == "dot":
+        value = _place_of(value)
+    if name in _PATHS and isinstance(value, str | Path) and not _on_the_hub(name, value):
         try:
             return os.path.relpath(Path(value), folder)
         except ValueError:  # another drive
@@ -171,7 +173,29 @@ def _plain(name: str, value: Any, folder: Path) -> Any:
     raise ValueError(_IN_NO_FILE if name == "calibration" else f"{name}={value!r} cannot be written to a file")
 
 
-_PATHS = ("calibration", "choice", "save")  # options that name files, which are written relative to the configuration
+def _on_the_hub(name: str, value: str | Path) -> bool:
+    """Whether a Dot is on the hub, under "owner/name", rather than in a folder."""
+    return name == "dot" and not Path(value).exists() and str(value).count("/") == 1
+
+
+def _place_of(dot: Any) -> Any:
+    """Where a Dot is found again. Raises ValueError if it is in no folder."""
+    if dot is None or isinstance(dot, str | Path):
+        return dot
+    if (place := getattr(getattr(dot, "config", None), "_name_or_path", "")) and Path(place).is_dir():
+        return place
+    raise ValueError(
+        "this Dot is in no folder: write it with dot.save_pretrained(folder), accelerate with dot=folder, and save the "
+        "configuration then"
+    )
+
+
+_PATHS = (
+    "calibration",
+    "choice",
+    "dot",
+    "save",
+)  # options that name files, which are written relative to the configuration
 _IN_NO_FILE = (
     "this calibration is in no file: write it with save(path) of its trace, or of the method's statistics, give the "
     "method calibration=path, and save the configuration then"
@@ -230,7 +254,8 @@ def _option(name: str, annotation: str, value: Any, folder: Path) -> Any:
     if None not in kinds and not any(kind[0](value) for kind in kinds if kind):
         raise ValueError(f"{name} must be {' or '.join(kind[1] for kind in kinds if kind)}, got {value!r}")
     if name in _PATHS and isinstance(value, str):
-        return str(folder / value)
+        on_the_hub = name == "dot" and not (folder / value).exists() and _on_the_hub(name, value)
+        return value if on_the_hub else str(folder / value)
     if "Plan" in annotation and _is_plan(value):
         return _plan(name, value)
     return value

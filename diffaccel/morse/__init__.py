@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from diffaccel.morse.dot import MorseDot
     from diffaccel.morse.pairs import Pair
     from diffaccel.morse.ratio import Ratio, measure_n
-    from diffaccel.morse.sampler import MorseReport
+    from diffaccel.morse.report import MorseReport
 
 _LATER = {
     "Coordinates": "coordinates",
     "MorseDot": "dot",
-    "MorseReport": "sampler",
+    "MorseReport": "report",
     "Pair": "pairs",
     "Ratio": "ratio",
     "measure_n": "ratio",
