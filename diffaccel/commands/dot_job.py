@@ -47,6 +47,9 @@ class Job:
         Raises:
             UsageError, ImportError, OSError, ValueError: it cannot be done, or a file is missing.
         """
+        from diffaccel.morse.coordinates import Coordinates
+        from diffaccel.morse.schedulers import check_scheduler, injects_noise
+
         recipe, model, output = _recipe(args), _Model.of(args.model), _output(args)
         shape = {name: value for name in SHAPE if (value := getattr(args, name)) is not None}
         if args.dot and shape:
@@ -57,9 +60,12 @@ class Job:
         model.check(args)
         if "body" in shape:
             shape["body_config"] = shape.pop("body")
+        scheduler = model.scheduler(args.scheduler)
+        shape.setdefault("residual_space", "sample" if injects_noise(scheduler) else "epsilon")
         config = _dot_config(Path(args.dot), model) if args.dot else model.new_dot(shape).config
-        scheduler = model.scheduler(args.scheduler, str(config["residual_space"]))
-        return cls(recipe, model.data(args), scheduler, shape, output)
+        check_scheduler(scheduler, config["residual_space"])
+        Coordinates.of(scheduler, config["residual_space"])  # for its errors
+        return cls(recipe, model.data(args), type(scheduler), shape, output)
 
 
 @dataclass(frozen=True)
@@ -106,21 +112,16 @@ class _Model:
         with torch.device("meta"):
             return MorseDot(type(self.network).__name__, config, **shape)
 
-    def scheduler(self, name: str | None, space: str) -> type[Any]:
-        """The class of the scheduler, checked."""
+    def scheduler(self, name: str | None) -> Any:
+        """The scheduler that Dot is trained for."""
         import diffusers
-
-        from diffaccel.morse.coordinates import Coordinates
 
         name = name or str((self.index.get("scheduler") or (None, None))[1])
         kind = getattr(diffusers, name, None)
         if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
             raise UsageError(f"{name} is no scheduler of diffusers {diffusers.__version__}: give --scheduler CLASS")
-        scheduler: Any = kind.from_config(read_json(self.source, "scheduler/scheduler_config.json"))  # type: ignore[attr-defined]
-        if scheduler.order > 1:
-            raise UsageError(f"{name} asks the network twice a step: give --scheduler DDIMScheduler, say")
-        Coordinates.of(scheduler, space)  # for its error
-        return kind
+        made: Any = kind
+        return made.from_config(read_json(self.source, "scheduler/scheduler_config.json"))
 
     def data(self, args: argparse.Namespace) -> Dataset[Mapping[str, Any]]:
         """What is trained on."""
@@ -131,6 +132,8 @@ class _Model:
         if args.data == "bundled":
             if args.model not in RENDERED:
                 raise UsageError(f"--data bundled is for {', '.join(RENDERED)}: give a folder of pictures")
+            if size_of(args):
+                raise UsageError("--data bundled is of one size: leave out --height and --width")
             return BundledRenders(args.model, seed=args.seed)
         defaults, own = call_defaults(self.source), default_size(self.network, latent_scale(self.source, self.index))
         height = args.height or defaults.get("height") or own[0]

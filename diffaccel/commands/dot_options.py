@@ -95,7 +95,7 @@ def _add_dot(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--rank", type=natural, metavar="R", help="of the LoRA, 0 for none (default: 64)")
     group.add_argument("--blocks", type=integers, metavar="I,...", help="transformer blocks to run (default: all)")
     group.add_argument("--body", type=json_object, metavar="JSON", help="config of an independent network, in part")
-    group.add_argument("--residual-space", choices=SPACES, help="sample for schedulers that add noise (epsilon)")
+    group.add_argument("--residual-space", choices=SPACES, help="default: by whether the scheduler adds noise")
     group.add_argument(
         "--guided", action="store_const", const=True, help="correct the guided estimate, not each of its branches"
     )

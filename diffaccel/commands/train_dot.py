@@ -100,7 +100,7 @@ def as_text(data: dict[str, Any]) -> str:
         f"{last['iteration']} iterations of {recipe['batch']}, {recipe['pairs']} pairs under {data['scheduler']}, "
         f"{data['seconds']:.1f} s now"
     )
-    gaps = table("gap", "explained")
+    gaps = table("gap, share of all time", "explained")
     for gap, explained in last["by_gap"].items():
         gaps.add_row(gap, f"{explained:.3f}")
     power = f"explained of Dash's change, lately: {last['explained']:.3f} (0: as good as none, 1: all)"
