@@ -145,7 +145,7 @@ class MorseDot(ModelMixin, ConfigMixin):
             guided=guided,
             base=base,
         )
-        dot.attach(dash)
+        dot._attach(dash)
         return dot
 
     def attach(self, dash: nn.Module) -> None:
@@ -159,6 +159,10 @@ class MorseDot(ModelMixin, ConfigMixin):
         """
         dash = unwrapped(dash)
         self._check_base(dash)
+        self._attach(dash)
+
+    def _attach(self, dash: nn.Module) -> None:
+        """As `attach`, of the network the Dot was just made for."""
         if any(parameter.is_meta for parameter in dash.parameters()):
             raise ValueError(
                 f"the weights of {type(dash).__name__} are offloaded: attach the Dot before offloading them"
