@@ -19,7 +19,7 @@ from diffaccel.pipelines.bundled.digits.data import Renderer
 from diffaccel.pipelines.bundled.digits.denoiser import Recipe, Trainer
 from diffaccel.pipelines.bundled.digits.objective import Epsilon, noise_schedule
 
-MINUTES = 16.0
+MINUTES = 30.0
 ADAMW = 3e-3
 """Peak learning rate of AdamW, which trains the convolutions."""
 CONDITIONS = 10
