@@ -48,7 +48,7 @@ examples:
 TRAIN_DOT_EXAMPLES = """\
 examples:
   diffaccel train-dot ./my-sd --data ./photographs --scheduler DDIMScheduler --guidance 2 10 -o dot --device cuda
-  diffaccel train-dot dit-digits --data bundled --kind independent --m 1 --widths 64 --iterations 2000 -o dot
+  diffaccel train-dot dit-digits --data bundled --kind independent --m 1 --body '{"num_layers": 2}' -o dot
   the same command again continues a training that was stopped; then, with the steps that it was trained for:
     diffaccel generate "a fox in the snow" --model ./my-sd --method morse:dot=dot --steps 9
 """
