@@ -14,9 +14,11 @@ from diffusers import DDPMPipeline, DDPMScheduler, PNDMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffaccel.commands import dot_options
 from diffaccel.commands.parser import build_parser
+from diffaccel.morse.coordinates import RESIDUAL_SPACES
 from diffaccel.morse.dataset import PictureFolder
-from diffaccel.morse.dot import MorseDot
+from diffaccel.morse.dot import KINDS, MorseDot
 from diffaccel.morse.recipe import DotRecipe
 from diffaccel.pipelines import image
 from tests.command_line import Capture, run
@@ -174,7 +176,8 @@ def test_prompts_of_a_folder_and_bundled_pictures(capsys: Capture) -> None:
     assert data["pictures"] > 100_000
 
 
-def test_options_have_the_defaults_of_the_recipe() -> None:
+def test_options_have_the_words_and_defaults_of_the_library() -> None:
+    assert (dot_options.KINDS, dot_options.SPACES) == (KINDS, RESIDUAL_SPACES)
     args = build_parser().parse_args(["train-dot", "m", "--data", "d", "-o", "o"])
     for name, value in DotRecipe().as_dict().items():
         if hasattr(args, name):
