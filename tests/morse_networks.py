@@ -127,7 +127,10 @@ NETWORKS = {
 
 
 def woken(dot: MorseDot) -> MorseDot:
-    """The Dot with random weights, so that it returns something."""
-    tiny.randomize(dot, seed=1)
-    dot.requires_grad_(True)
+    """The Dot with all its weights moved a little, so that it returns something."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in dot.parameters():
+            scale = 0.1 if parameter.ndim < 2 else 0.5 * parameter.shape[1:].numel() ** -0.5
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype), alpha=scale)
     return dot.eval()
