@@ -12,6 +12,7 @@ from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
 from diffaccel.methods.innovation import Innovation
+from diffaccel.methods.morse import Morse
 from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
@@ -31,6 +32,7 @@ __all__ = [
     "Fitted",
     "HyCa",
     "Innovation",
+    "Morse",
     "Plan",
     "TaylorSeer",
     "Unified",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -292,6 +293,42 @@ def test_compiling_afterwards_is_an_error() -> None:
     pipe.unet.compile(backend="eager")
     with pytest.raises(RuntimeError, match="compiled after it was accelerated"):
         tiny.run_unet(pipe, steps=6)
+
+
+def test_weights_that_are_offloaded_as_a_whole_stay_where_they_are_at_dot_steps() -> None:
+    """Whichever came first, the offloading or the acceleration; its hook counts the uploads."""
+    pipe = tiny.stable_diffusion()
+    with_dot(pipe, Dot(of_oracle))
+    expected = tiny.run_unet(pipe, steps=6)
+    pipe.acceleration.remove()
+
+    class Upload(ModelHook):
+        execution_device, count = torch.device("cpu"), 0
+
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return args, kwargs
+
+    add_hook_to_module(pipe.unet, hook := Upload())
+    with_dot(pipe, Dot(of_oracle))
+    assert torch.equal(tiny.run_unet(pipe, steps=6), expected)
+    assert hook.count == 2
+    pipe.acceleration.remove()
+    remove_hook_from_module(pipe.unet)
+    with_dot(pipe, Dot(of_oracle))
+    add_hook_to_module(pipe.unet, Upload())
+    assert torch.equal(tiny.run_unet(pipe, steps=6), expected)
+
+
+def test_inference_mode() -> None:
+    pipe = Loop(toy_dash(), ddim())
+    with_dot(pipe, Dot(of_oracle))
+    given = [{"encoder_hidden_states": TEXT}]
+    expected = pipe(start(), given=lambda step: given)
+    with torch.inference_mode():
+        text = [{"encoder_hidden_states": TEXT * 1}]
+        assert torch.equal(pipe(start(), given=lambda step: text), expected)
+    assert pipe.acceleration.report().forced == {}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

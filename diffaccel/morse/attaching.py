@@ -57,6 +57,9 @@ def loaded(dot: Any, network: nn.Module, scheduler: Any, guided: float | None) -
     check_scheduler(scheduler, config.residual_space)
     Coordinates.of(scheduler, config.residual_space)  # for its errors
     dot.attach(unwrapped(network))
+    # A network that is offloaded as a whole is uploaded for its first Dash step, and with it what Dot shares.
+    if (device := getattr(getattr(unwrapped(network), "_hf_hook", None), "execution_device", None)) is not None:
+        nn.Module.to(dot, device)
     warn_of_memory(scheduler, config.scheduler)
     return dot
 
