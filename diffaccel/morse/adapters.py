@@ -29,7 +29,7 @@ def add_adapters(body: nn.Module, rank: int, without: Collection[str] = ()) -> n
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
     except ImportError as error:
-        raise ImportError("the adapters of a Dot that shares Dash's weights need peft: pip install peft") from error
+        raise ImportError("a Dot with LoRA needs peft: pip install 'diffaccel[morse]', or rank=0") from error
     names = [
         name
         for name, module in body.named_modules()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffaccel.morse import bodies
 from diffaccel.morse.adapters import add_adapters
 from diffaccel.morse.ends import Notes
-from diffaccel.morse.sharing import config_of, digest, frozen, link, plain
+from diffaccel.morse.sharing import config_of, digest, frozen, link, plain, still_in
 from diffaccel.structure import unwrapped
 
 KINDS = ("shared", "independent")
@@ -81,9 +81,7 @@ class MorseDot(ModelMixin, ConfigMixin):
         unknown = sorted({*(body_config or {})} - {*base_config})
         if unknown:
             raise ValueError(f"body_config: {base_class} has no {', '.join(unknown)}")
-        self._merged = 2**m
-        self._notes = Notes()
-        self._attached = kind == "independent"
+        self._merged, self._notes, self._attached = 2**m, Notes(), kind == "independent"
         shared = kind == "shared"
         body: Any = bodies.skeleton(base_class, {**base_config, **(body_config or {})}, empty=shared)
         named = dict(body.named_modules())
@@ -102,12 +100,7 @@ class MorseDot(ModelMixin, ConfigMixin):
         self.entry, self.exit, self.adapters = getattr(body, first), getattr(body, last), adapters
         # Dash's weights are no parameters of the Dot, so the body is no submodule of it.
         object.__setattr__(self, "body", body)
-        inside = set(body.modules()) | set(self._notes.patches.modules() if self._notes.patches else ())
-        self._links = {
-            name: module
-            for name, module in named.items()
-            if module in inside and (module._parameters or module._buffers)
-        }
+        self._links = still_in(named, body, self._notes.patches)
 
     @classmethod
     def of(

@@ -55,6 +55,14 @@ def link(links: Mapping[str, nn.Module], dash: nn.Module) -> None:
         module.__dict__["_parameters"], module.__dict__["_buffers"] = source._parameters, source._buffers
 
 
+def still_in(named: Mapping[str, nn.Module], *networks: nn.Module | None) -> dict[str, nn.Module]:
+    """Those of the modules that hold weights or buffers and are part of one of the networks, by the same names."""
+    inside = {module for network in networks if network is not None for module in network.modules()}
+    return {
+        name: module for name, module in named.items() if module in inside and (module._parameters or module._buffers)
+    }
+
+
 @contextmanager
 def frozen(links: Mapping[str, nn.Module]) -> Iterator[None]:
     """Dash's weights get no gradient from what is recorded within."""
