@@ -19,7 +19,8 @@ from diffusers import (
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from diffaccel.morse import MorseReport, Pair
+from diffaccel import accelerate_pipeline
+from diffaccel.morse import MorseDot, MorseReport, Pair
 from diffaccel.morse.coordinates import Coordinates
 from diffaccel.morse.trajectory import ARGUMENTS, CONDITIONING, FIRST, GAP, GUIDANCE, SHAPE, TIME
 from tests import tiny
@@ -113,6 +114,25 @@ def test_a_dot_of_zero_in_other_pipelines(family: str, guidance: bool) -> None:
     calls = 2 if family == "flux" and guidance else 1
     assert (report.dash, report.dot) == (4 * calls, 4 * calls) == (4 * calls, len(dot.asked))
     assert report.forced == {}
+
+
+@pytest.mark.parametrize("kind", ["shared", "independent"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_new_dot_of_each_family_says_nothing_yet(family: str, kind: str) -> None:
+    """Real Dots take what real pipelines give their networks, both branches of guidance."""
+    made = tiny.FAMILIES[family]
+    pipe = made.make()
+    if family != "flux":
+        pipe.scheduler = ddim()
+    plain = made.run(pipe, batch=2, steps=4, guidance=True)
+    dot = MorseDot.of(made.denoiser(pipe), kind=kind, m=1, widths=(8, 16), rank=2 if kind == "shared" else 0)
+    accelerate_pipeline(pipe, "morse", dot=dot, dots_per_dash=1)
+    assert difference(made.run(pipe, batch=2, steps=8, guidance=True), plain) < 2e-5
+    assert pipe.acceleration.report().forced == {}
+    with torch.no_grad():
+        for parameter in dot.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    assert difference(made.run(pipe, batch=2, steps=8, guidance=True), plain) > 1e-4
 
 
 def test_guided_dots_are_asked_about_the_prompt_once() -> None:
@@ -249,6 +269,22 @@ def test_a_dot_that_fails_leaves_the_next_run_right() -> None:
     fails[0] = False
     assert torch.equal(pipe(start()), expected)
     assert pipe.acceleration.report().dash == 2  # type: ignore[attr-defined]
+
+
+def test_a_branch_that_begins_late_knows_nothing_of_a_failed_run() -> None:
+    pipe, both = Loop(toy_dash(), ddim()), [{"encoder_hidden_states": torch.zeros(2, 6, 24) + i} for i in range(2)]
+    with_dot(pipe, Dot(of_oracle))
+
+    def failing(step: int) -> list[dict[str, Any]]:
+        return both if step < 2 else [1 / 0]
+
+    def late(step: int) -> list[dict[str, Any]]:
+        return both if step >= 4 else both[:1]
+
+    with pytest.raises(ZeroDivisionError):
+        pipe(2 * start(), steps=9, given=failing)
+    pipe(start(), steps=9, given=late)
+    assert pipe.acceleration.report().forced == {FIRST: 1}  # type: ignore[attr-defined]
 
 
 def test_removal_leaves_no_trace() -> None:
