@@ -49,7 +49,8 @@ def test_bins_are_those_of_gap_and_of_the_time_of_arrival() -> None:
         ((0.1, 0.5), (0.3, 1)): (1, 4.0, 0.0),
     }
     short, long = power.by_gap()
-    assert (short.count, short.change, short.left) == (2, 5.0, 4.5) and long.count == 1
+    assert (short.count, short.change, short.left) == (2, 5.0, 4.5)
+    assert long.count == 1
 
 
 def test_the_usual_change_of_a_gap_is_its_mean_and_one_where_nothing_was_seen() -> None:
@@ -76,9 +77,11 @@ def test_joined_pairs_hold_all_rows_and_share_what_is_of_positions() -> None:
     both = join([first, second])
     assert both.t.tolist() == [700.0, 600.0, 300.0, 200.0]
     assert both.conditioning["text"].tolist() == [1, 2, 3, 4]
-    assert both.conditioning["img_ids"] is ids and both.conditioning["scale"] == 2.5
+    assert both.conditioning["img_ids"] is ids
+    assert both.conditioning["scale"] == 2.5
     some = take(both, torch.tensor([3, 0]))
-    assert some.t_s.tolist() == [400.0, 900.0] and some.conditioning["text"].tolist() == [4, 1]
+    assert some.t_s.tolist() == [400.0, 900.0]
+    assert some.conditioning["text"].tolist() == [4, 1]
     assert torch.equal(some.k - some.base, _column([4.0, 1.0]))
 
 

@@ -33,12 +33,16 @@ def _sd() -> Any:
 
 def test_batched_guidance_is_two_branches_of_one_call() -> None:
     found = probe(_sd(), **_sd_call(3, 7.5))
-    assert len(found.calls) == 1 and found.size == 3 and found.branches(found.calls[0]) == 2
+    assert len(found.calls) == 1
+    assert found.size == 3
+    assert found.branches(found.calls[0]) == 2
     torch.testing.assert_close(found.weights, torch.tensor([-6.5, 7.5]))
     text = found.calls[0].conditioning["encoder_hidden_states"]
-    assert text[:3].eq(-1).all() and text[3:].eq(1).all()
+    assert text[:3].eq(-1).all()
+    assert text[3:].eq(1).all()
     prompt = of_branch(found.calls[0], 1, 3)
-    assert prompt.conditioning["encoder_hidden_states"].eq(1).all() and len(prompt.sample) == 3
+    assert prompt.conditioning["encoder_hidden_states"].eq(1).all()
+    assert len(prompt.sample) == 3
 
 
 def test_separate_guidance_is_two_calls() -> None:
@@ -68,8 +72,10 @@ def test_the_network_does_not_run_and_the_pipeline_is_as_it_was() -> None:
     probe(pipe, **_sd_call(2, 7.5))
     handle.remove()
     assert not ran
-    assert "forward" not in vars(pipe.unet) and "step" not in vars(pipe.scheduler)
-    assert vars(pipe.unet).keys() == before[0].keys() and vars(pipe.scheduler).keys() == before[1].keys()
+    assert "forward" not in vars(pipe.unet)
+    assert "step" not in vars(pipe.scheduler)
+    assert vars(pipe.unet).keys() == before[0].keys()
+    assert vars(pipe.scheduler).keys() == before[1].keys()
 
 
 def test_outputs_combine_as_the_pipeline_combines_them() -> None:
@@ -90,14 +96,16 @@ def test_guidance_that_is_no_weighted_sum_is_refused_and_leaves_no_trace() -> No
     pipe = _sd()
     with pytest.raises(ValueError, match="weighted sum"):
         probe(pipe, **_sd_call(2, 7.5, guidance_rescale=0.7))
-    assert "forward" not in vars(pipe.unet) and "step" not in vars(pipe.scheduler)
+    assert "forward" not in vars(pipe.unet)
+    assert "step" not in vars(pipe.scheduler)
 
 
 def test_a_call_that_the_pipeline_refuses_leaves_no_trace() -> None:
     pipe = _sd()
     with pytest.raises(ValueError, match="prompt"):
         probe(pipe)
-    assert "forward" not in vars(pipe.unet) and "step" not in vars(pipe.scheduler)
+    assert "forward" not in vars(pipe.unet)
+    assert "step" not in vars(pipe.scheduler)
 
 
 def test_a_pipeline_with_two_denoisers_is_refused() -> None:
@@ -109,4 +117,6 @@ def test_a_pipeline_with_two_denoisers_is_refused() -> None:
 
 def test_a_probe_tells_branches_of_each_call() -> None:
     found = probe(_sd(), **_sd_call(1, 7.5))
-    assert isinstance(found, Probe) and found.size == 1 and found.branches(found.calls[0]) == 2
+    assert isinstance(found, Probe)
+    assert found.size == 1
+    assert found.branches(found.calls[0]) == 2

@@ -1,4 +1,4 @@
-"""Training a Dot: what is learned, what is left alone, and that a killed training goes on as if nothing had happened."""
+"""Training a Dot: what is learned, what is left alone, and that a killed training goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from diffaccel.morse.coordinates import Coordinates
 from diffaccel.morse.dot import MorseDot
 from diffaccel.morse.probe import only_network
 from diffaccel.morse.recipe import DotRecipe
+from diffaccel.morse.rows import Rows
 from diffaccel.morse.sources import Calls, Drawn, Rolled
-from diffaccel.morse.train import Rows, train_dot
+from diffaccel.morse.train import train_dot
 from tests import tiny
 
 TEXT = (tiny.TEXT_TOKENS, tiny.TEXT_WIDTH)

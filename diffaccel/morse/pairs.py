@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-
 SHARED = ("img_ids", "txt_ids", "image_rotary_emb")
 """Conditioning by position, which all samples share: it may have as many rows as there are samples by chance."""
 

@@ -1,8 +1,8 @@
 """How much of the change of Dash's estimate a Dot explains, by the gap it bridges and by where it arrives.
 
 The loss of the paper is ruled by long gaps, where the change is large, while sampling with several Dash steps bridges
-short ones. So the figure to watch is the explained power 1 - E|k - base - Dot|^2 / E|k - base|^2 of each gap: 0 is a Dot
-that says nothing, below 0 it does harm.
+short ones. So the figure to watch is the explained power 1 - E|k - base - Dot|^2 / E|k - base|^2 of each gap: 0 is a
+Dot that says nothing, below 0 it does harm.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a pipeline gives its network, and how it combines the branches of guidance, found without running the network.
 
-Dot is trained outside of the pipeline's loop, on the inputs the loop would give: embedded prompts, ids of positions, all
-that differs from class to class. So the pipeline itself is called, up to its first `scheduler.step`, with a network that
-returns noise: what it was given is what is wanted, and what the scheduler gets, against the noise returned, shows the
-weights of guidance.
+Dot is trained outside of the pipeline's loop, on the inputs the loop would give: embedded prompts, ids of positions,
+all that differs from class to class. So the pipeline itself is called, up to its first `scheduler.step`, with a network
+that returns noise: what it was given is what is wanted, and what the scheduler gets, against the noise returned, shows
+the weights of guidance.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class Probe:
     def combined(self, outputs: list[Tensor]) -> Tensor:
         """The guided estimate [B, ...] of the outputs of all calls."""
         parts = [part for output in outputs for part in output.split(self.size)]
-        total = parts[0] * self.weights[0]
-        for part, weight in zip(parts[1:], self.weights[1:], strict=True):
-            total = total + part * weight
+        total = torch.zeros_like(parts[0])
+        for part, weight in zip(parts, self.weights.tolist(), strict=True):
+            total.add_(part, alpha=weight)
         return total
 
 
@@ -142,6 +142,7 @@ def taken_apart(arguments: Arguments, args: tuple[Any, ...], kwargs: Mapping[str
         ValueError: the sample is no tensor.
     """
     given = {**dict(zip(arguments.names, args, strict=False)), **kwargs}
+    assert arguments.time is not None
     names = (arguments.names[0], arguments.time)
     sample, time = given.pop(names[0], None), given.pop(names[1], None)
     given.pop("return_dict", None)
@@ -189,10 +190,11 @@ def _weights(pipeline: str, outputs: list[Tensor], guided: Tensor) -> Tensor:
     weights = torch.linalg.lstsq(table, wanted[:, None]).solution[:, 0]
     if (table @ weights - wanted).norm() > _WORST * wanted.norm():
         raise ValueError(
-            f"{pipeline} does not combine the branches of guidance by a weighted sum: call it without guidance_rescale, "
-            "skipped layers and the like"
+            f"{pipeline} does not combine the branches of guidance by a weighted sum: call it without "
+            "guidance_rescale, skipped layers and the like"
         )
-    return weights.float()
+    found: Tensor = weights.float()
+    return found
 
 
 def _time_scale(scheduler: Any, time: Any) -> float:

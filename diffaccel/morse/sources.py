@@ -1,9 +1,9 @@
 """Where the pairs come from that Dot learns from.
 
-`Drawn` follows Algorithm 1 of the paper: data with noise, one Dash step, one jump. `Rolled` is not in the paper: it runs
-the pipeline itself, with Dot as it is so far, and asks Dash at every Dot step what it would have said. So Dot is trained
-where it will be asked: on the gaps of the plans, at samples that several of its own steps have led to, and under any
-scheduler, whatever this keeps of the steps before.
+`Drawn` follows Algorithm 1 of the paper: data with noise, one Dash step, one jump. `Rolled` is not in the paper: it
+runs the pipeline itself, with Dot as it is so far, and asks Dash at every Dot step what it would have said. So Dot is
+trained where it will be asked: on the gaps of the plans, at samples that several of its own steps have led to, and
+under any scheduler, whatever this keeps of the steps before.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.morse.budget import dash_index
-from diffaccel.morse.coordinates import FLOW, SAMPLE, Coordinates
 from diffaccel.morse.clean import clean_samples
+from diffaccel.morse.coordinates import FLOW, SAMPLE, Coordinates
 from diffaccel.morse.pairs import Pair, join, rows_of, take
 from diffaccel.morse.probe import Call, Probe, only_network, probe
 from diffaccel.pipelines.image import guidance_arguments
@@ -38,9 +38,11 @@ class Calls:
 
     def __init__(self, pipe: Any, constant: Mapping[str, Any], guidance: tuple[float, float] | None) -> None:
         self.pipe, self.guidance = pipe, guidance
+        network: Any = only_network(pipe)
+        self.config: Mapping[str, Any] = network.config
         self.constant = call_defaults(str(pipe.name_or_path)) | dict(constant)
         if guidance is not None:
-            guidance_arguments(type(pipe), only_network(pipe).config, guidance[0])  # for its error
+            guidance_arguments(type(pipe), self.config, guidance[0])  # for its error
 
     def of(self, batch: Mapping[str, Any], generator: torch.Generator, **more: Any) -> dict[str, Any]:
         """Arguments for a collated batch; what is no picture in it goes to the pipeline as it is."""
@@ -51,7 +53,7 @@ class Calls:
         if self.guidance is not None:
             low, high = self.guidance
             scale = low + (high - low) * float(torch.rand((), generator=generator))
-            arguments |= guidance_arguments(type(self.pipe), only_network(self.pipe).config, scale)
+            arguments |= guidance_arguments(type(self.pipe), self.config, scale)
         if isinstance(arguments.get("negative_prompt"), str):
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * size
         return arguments | (given or {"batch_size": size})
@@ -150,7 +152,8 @@ class Drawn:
     def _times_of_run(self, probed: Probe) -> Tensor:
         """The times of the run that was probed."""
         scheduler = self.calls.pipe.scheduler
-        times = scheduler.sigmas[:-1] * probed.time_scale if self.coordinates.kept == FLOW else scheduler.timesteps
+        flow = self.coordinates.kept == FLOW
+        times: Tensor = scheduler.sigmas[:-1] * probed.time_scale if flow else scheduler.timesteps
         return times.detach().cpu()
 
 

@@ -8,6 +8,7 @@ killed goes on as if it had not been.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
 from diffaccel.morse.checkpoint import Checkpoint, Progress
@@ -28,6 +29,7 @@ from diffaccel.morse.pairs import Pair
 from diffaccel.morse.power import Power
 from diffaccel.morse.probe import only_network, probe
 from diffaccel.morse.recipe import DotRecipe
+from diffaccel.morse.rows import Rows, mixed_seed
 from diffaccel.morse.sources import Calls, Drawn, Rolled
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ class _Training:
         self.shown = progress and self.accelerator.is_main_process
 
     def _span(self, calls: Calls, coordinates: Coordinates) -> float:
-        """All the time there is, in the network's unit; the first row of the data shows what the pipeline makes of it."""
+        """All the time there is, in the network's unit; which the first row of the data shows."""
         first = default_collate([self.dataset[0]])
         probed = probe(calls.pipe, **calls.of(first, torch.Generator().manual_seed(0)))
         if self.recipe.pairs != "on-policy":
@@ -125,7 +127,7 @@ class _Training:
     def run(self, resume: bool) -> None:
         """Train to the end."""
         if resume and self.checkpoint.load():
-            tqdm.write(f"going on at iteration {self.progress.iteration}") if self.shown else None
+            self._say(f"going on at iteration {self.progress.iteration}")
         self.dot.train()
         bar = tqdm(
             total=self.recipe.iterations,
@@ -134,22 +136,20 @@ class _Training:
             disable=not self.shown,
             mininterval=1,
         )
-        saved = self.progress.iteration
-        for batch in self._batches():
-            for pair in self.source(batch, self._generator()):
+        saved, last = self.progress.iteration, self.recipe.iterations
+        batches = self._batches()
+        while self.progress.iteration < last:
+            for pair in self.source(next(batches), self._generator())[: last - self.progress.iteration]:
                 self._step(pair)
                 bar.update()
             self.progress.round += 1
             bar.set_postfix(explained=f"{self.power.explained():.3f}", refresh=False)
             self.power.fade(_FADE)
-            done = self.progress.iteration >= self.recipe.iterations
-            if done or self.progress.iteration - saved >= self.recipe.checkpoint_every:
+            if self.progress.iteration == last or self.progress.iteration - saved >= self.recipe.checkpoint_every:
                 self._note()
                 self.checkpoint.save()
                 self._publish()
                 saved = self.progress.iteration
-            if done:
-                break
         bar.close()
         self.ema.copy_to(list(self.dot.parameters()))
         self.dot.eval()
@@ -180,7 +180,7 @@ class _Training:
     def _generator(self) -> torch.Generator:
         """All that is random in this round."""
         return torch.Generator().manual_seed(
-            _seed(self.recipe.seed, self.progress.round, self.accelerator.process_index)
+            mixed_seed(self.recipe.seed, self.progress.round, self.accelerator.process_index)
         )
 
     def _note(self) -> None:
@@ -191,11 +191,15 @@ class _Training:
             {"gap": one.gap, "time": one.time, "change": one.change, "explained": one.explained}
             for one in self.power.table()
         ]
-        entry = {"iteration": self.progress.iteration, "loss": sum(losses) / max(1, len(losses))}
+        entry: dict[str, Any] = {"iteration": self.progress.iteration, "loss": sum(losses) / max(1, len(losses))}
         entry |= {"explained": self.power.explained(), "by_gap": by_gap}
         self.progress.history.append(entry | {"bins": by_time})
+        self._say(json.dumps({name: round(v, 5) if isinstance(v, float) else v for name, v in entry.items()}))
+
+    def _say(self, text: str) -> None:
+        """One line beside the progress bar."""
         if self.shown:
-            tqdm.write(json.dumps({name: round(v, 5) if isinstance(v, float) else v for name, v in entry.items()}))
+            tqdm.write(text, file=sys.stderr)
 
     def _publish(self) -> None:
         """Write the Dot with its averaged weights, so that it can be used at any time."""
@@ -211,36 +215,6 @@ class _Training:
         )
 
 
-class Rows(Sampler[list[int]]):
-    """Rows of a dataset, a batch a round: every row once, in random order, then again in another.
-
-    Args:
-        count: rows.
-        recipe: batch and seed.
-        round: to begin with.
-        process: of several, which each see rows of their own.
-    """
-
-    def __init__(self, count: int, recipe: DotRecipe, round: int, process: int = 0) -> None:
-        if count < 1:
-            raise ValueError("the dataset is empty")
-        self.count, self.recipe, self.round, self.process = count, recipe, round, process
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, list[int]()
-        place = self.round * self.recipe.batch
-        while True:
-            rows = []
-            for i in range(place, place + self.recipe.batch):
-                if i // self.count != epoch:
-                    epoch = i // self.count
-                    generator = torch.Generator().manual_seed(_seed(self.recipe.seed, epoch, self.process, 1))
-                    order = torch.randperm(self.count, generator=generator).tolist()
-                rows.append(order[i % self.count])
-            place += self.recipe.batch
-            yield rows
-
-
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
     """Dash learns nothing, and is left as it was found."""
@@ -253,13 +227,6 @@ def _frozen(network: nn.Module) -> Iterator[None]:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
         network.train(training)
-
-
-def _seed(*parts: int) -> int:
-    """One seed of several numbers."""
-    return (
-        int(torch.tensor(parts).mul(torch.tensor([1_000_003, 7919, 104_729, 15_485_863][: len(parts)])).sum()) % 2**62
-    )
 
 
 def _on_cpu(pipe: Any) -> bool:

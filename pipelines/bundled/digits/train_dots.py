@@ -57,9 +57,10 @@ TOY: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Settings for networks of this size, in place of those for large ones."""
-DDIM = ("DDIMScheduler", {"clip_sample": False})
-DPM = ("DPMSolverMultistepScheduler", {})
-FLOW_DPM = ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True})
+Solver = tuple[str, Mapping[str, Any]]
+DDIM: Solver = ("DDIMScheduler", {"clip_sample": False})
+DPM: Solver = ("DPMSolverMultistepScheduler", {})
+FLOW_DPM: Solver = ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True})
 
 _DDPM_SHARED = {"m": 2, "widths": (16, 32), "rank": 16}
 _DDPM_OWN = {"kind": "independent", "m": 1, "widths": (16,), "body_config": {"block_out_channels": (32, 48, 64)}}
@@ -73,6 +74,7 @@ _SD_OWN = {
 _FLUX_COARSE = {"m": 1, "widths": (64,), "rank": 16, "blocks": (0, 5)}
 _FLUX_DEEP = {"m": 0, "widths": (64,), "rank": 16, "blocks": (0, 2)}
 _HALF = {"batch": 32}
+_LONG = {"iterations": 2400}
 
 DOTS: Mapping[str, Bundled] = MappingProxyType(
     {
@@ -81,17 +83,18 @@ DOTS: Mapping[str, Bundled] = MappingProxyType(
         "ddpm-own-plan": Bundled("ddpm-digits", _DDPM_OWN, "plan", DDIM),
         "ddpm-own-run": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DDIM),
         "ddpm-own-run-dpm": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DPM),
+        "ddpm-own-run-dpm-long": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DPM, _LONG),
         "ddpm-shared-run-dpm": Bundled("ddpm-digits", _DDPM_SHARED, "on-policy", DPM),
         "sd-shared-uniform": Bundled("sd-digits", _SD_SHARED, "uniform"),
         "sd-own-uniform": Bundled("sd-digits", _SD_OWN, "uniform"),
         "sd-own-plan": Bundled("sd-digits", _SD_OWN, "plan"),
         "sd-own-run": Bundled("sd-digits", _SD_OWN, "on-policy"),
-        "sd-own-run-dpm": Bundled("sd-digits", _SD_OWN, "on-policy", DPM),
+        "sd-own-run-dpm": Bundled("sd-digits", _SD_OWN, "on-policy", DPM, _LONG),
         "flux-coarse-uniform": Bundled("flux-digits", _FLUX_COARSE, "uniform", None, _HALF),
         "flux-deep-uniform": Bundled("flux-digits", _FLUX_DEEP, "uniform", None, _HALF),
         "flux-deep-plan": Bundled("flux-digits", _FLUX_DEEP, "plan", None, _HALF),
         "flux-deep-run": Bundled("flux-digits", _FLUX_DEEP, "on-policy", None, _HALF),
-        "flux-deep-run-dpm": Bundled("flux-digits", _FLUX_DEEP, "on-policy", FLOW_DPM, _HALF),
+        "flux-deep-run-dpm": Bundled("flux-digits", _FLUX_DEEP, "on-policy", FLOW_DPM, {**_HALF, **_LONG}),
     }
 )
 """By name: the pipeline, whether weights are shared with Dash, and where pairs come from."""
@@ -118,7 +121,7 @@ def train(name: str, output: Path, folder: Path | None = None, **settings: Any) 
     pipe = prepared(chosen, folder)
     torch.manual_seed(0)  # of the Dot's first weights
     dot = MorseDot.of(only_network(pipe), **chosen.network)
-    settings = {**TOY, **chosen.settings, **settings}
+    settings = {**TOY, **chosen.settings, **{k: v for k, v in settings.items() if v is not None}}
     data = BundledRenders(chosen.pipeline)
     trained: MorseDot = train_dot(pipe, data, dot, output=output / name, pairs=chosen.pairs, **settings)
     return trained
@@ -130,7 +133,7 @@ def main() -> None:
     parser.add_argument("name", choices=list(DOTS), metavar="NAME", help=", ".join(DOTS))
     parser.add_argument("--output", type=Path, required=True, help="folder of all Dots")
     parser.add_argument("--pipeline", type=Path, help="folder of the pipeline, if it is not the one that is shipped")
-    parser.add_argument("--iterations", type=int, default=TOY["iterations"], help="steps of the optimizer")
+    parser.add_argument("--iterations", type=int, help="steps of the optimizer")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
