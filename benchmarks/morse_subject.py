@@ -240,7 +240,7 @@ class Subject:
         dot.attach(self.network)
         call = {**self.inputs(rows), **self.arguments, "num_inference_steps": 4}
         with self.applied(Cell(FIRST[self.name], 4)):
-            found = measure_n(self.pipe, dot, rounds, **call)
+            found = measure_n(self.pipe, dot, 4 * rounds, **call)
         return {"n": found.n, "dash_seconds": found.dash_seconds, "dot_seconds": found.dot_seconds}
 
 

@@ -107,11 +107,11 @@ def provenance(result: Entry) -> str:
     return (
         f"{settings['pipeline']}: {settings['samples']} pictures for each of seeds {settings['seeds']}, from equal "
         "noise; mean ± standard deviation over seeds. FD is the squared Frechet distance of fd_digits features, "
-        "to 20 000 renders of held-out handwriting, and to the reference pictures of all other seeds. RMSE (pictures in -1..1), "
-        f"PSNR and relative L2 are to the reference ({settings['reference']} steps) from the same noise. Time is "
-        f"processor time of denoising at batch {settings['timed_batch']} on one thread, median of {settings['rounds']} "
-        f"rounds ({machine['cpu']}, torch {versions['torch']}, diffusers {versions['diffusers']}, "
-        f"{result['date'][:10]}).{ratio} Recorded by `{result['command']}`."
+        "to 20 000 renders of held-out handwriting, and to the reference pictures of all other seeds. RMSE "
+        f"(pictures in -1..1), PSNR and relative L2 are to the reference ({settings['reference']} steps) from the "
+        f"same noise. Time is processor time of denoising at batch {settings['timed_batch']} on one thread, median of "
+        f"{settings['rounds']} rounds ({machine['cpu']}, torch {versions['torch']}, diffusers "
+        f"{versions['diffusers']}, {result['date'][:10]}).{ratio} Recorded by `{result['command']}`."
     )
 
 
