@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diffaccel.morse.dot import KINDS, MorseDot
+from diffaccel.morse.sharing import digest, same_weights
 from tests import tiny
 from tests.morse_networks import NETWORKS, SMALL, Network, unet2d, woken
 
@@ -175,6 +176,15 @@ def test_a_lora_on_dash_stays_out_of_the_dot(loaded_first: bool) -> None:
 def test_another_network_is_refused(other: Any, said: str, kind: str) -> None:
     with pytest.raises(ValueError, match=said):
         MorseDot.of(tiny.unet(), kind=kind, **SMALL).attach(other())
+
+
+@pytest.mark.parametrize("other", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_network_in_two_precisions_is_the_same(other: torch.dtype, turned: bool) -> None:
+    made, used = (other, torch.float32) if turned else (torch.float32, other)
+    mine, theirs = (digest(nn.Module.to(tiny.unet(), dtype)) for dtype in (made, used))
+    assert same_weights(mine, theirs)
+    assert not same_weights(mine, digest(nn.Module.to(tiny.unet(seed=1), used)))
 
 
 def test_weights_out_of_reach_are_refused() -> None:

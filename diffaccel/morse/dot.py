@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffaccel.morse import bodies
 from diffaccel.morse.adapters import add_adapters
 from diffaccel.morse.ends import Notes
-from diffaccel.morse.sharing import config_of, digest, frozen, link, plain, still_in
+from diffaccel.morse.sharing import config_of, digest, frozen, link, plain, same_weights, still_in
 from diffaccel.structure import unwrapped
 
 KINDS = ("shared", "independent")
@@ -33,7 +33,7 @@ class MorseDot(ModelMixin, ConfigMixin):
     Args:
         base_class: class of Dash.
         base_config: its config.
-        base_weights: digest of its weights, see `diffaccel.fingerprint.weights_digest`.
+        base_weights: digest of its weights, see `diffaccel.morse.sharing.digest`.
         kind: "shared" or "independent".
         m: halvings of the grid in front of the body; for a transformer, 2^m x 2^m tokens become one. May be 0.
         widths: channels of the new levels, finest first; at least m of them, of a transformer the first counts.
@@ -219,8 +219,7 @@ class MorseDot(ModelMixin, ConfigMixin):
         mine, theirs = plain(self.config.base_config), config_of(dash)
         if different := sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)):
             raise ValueError(f"{made} of another config: {', '.join(different)} differ")
-        found = digest(dash)
-        if "" not in (found, self.config.base_weights) and found != self.config.base_weights:
+        if not same_weights(digest(dash), self.config.base_weights):
             raise ValueError(f"{made} with other weights (a LoRA fused into them?): train one for these")
 
 

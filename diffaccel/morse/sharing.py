@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,10 +26,32 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(dash: nn.Module) -> str:
-    """Digest of the weights of a network, adapters that were loaded into it aside."""
+    """Digests of the weights of a network, adapters that were loaded into it aside; "" if any is out of reach.
+
+    There are two, as "one/other": that of `weights_digest`, which rounds to bfloat16, and the same of weights rounded
+    to float16 before, because what is rounded twice may differ. Of weights that are float16 both are one.
+    """
     bare = skeleton(type(dash).__name__, config_of(dash))
     link(dict(bare.named_modules()), dash)
-    return weights_digest(bare)
+    return "/".join(dict.fromkeys((weights_digest(bare), weights_digest(_Halved(bare)))))
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Whether these digests may be of one network, in whichever precisions."""
+    return "" in (one, other) or bool({*one.split("/")} & {*other.split("/")})
+
+
+class _Halved(nn.Module):
+    """A network whose weights are seen in float16, one at a time."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.network.named_parameters(*args, **kwargs):
+            weight = parameter.detach()
+            yield name, cast(nn.Parameter, weight.half() if weight.dtype.itemsize > 2 else weight)
 
 
 def link(links: Mapping[str, nn.Module], dash: nn.Module) -> None:
