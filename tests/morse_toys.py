@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -108,6 +109,24 @@ def estimate_in(output: Any) -> Tensor:
         return output
     found: Tensor = output[0] if isinstance(output, tuple) else output.sample
     return found
+
+
+TEXT = torch.ones(2, 6, 24)
+
+
+def ddim(**config: Any) -> DDIMScheduler:
+    """A scheduler whose grids of 4, 5, 8, 20, ... steps lie in each other."""
+    return DDIMScheduler(**{"timestep_spacing": "trailing", "clip_sample": False, **config})
+
+
+def start(batch: int = 2) -> Tensor:
+    """A sample to begin with."""
+    return torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Relative difference."""
+    return ((found - expected).norm() / expected.norm()).item()
 
 
 def with_dot(pipe: Any, dot: Dot | None = None, **options: Any) -> Dot:
