@@ -85,9 +85,10 @@ def panel(axes: Axes, result: Entry, latency: str, metric: str) -> None:
     axes.set_xscale("log")
     if metric != "psnr":
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis)[: 1 if metric == "psnr" else 2]:
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(LABELS[latency])
     axes.set_ylabel(LABELS[metric])
     axes.grid(color="#e5e5e5", lw=0.6)
@@ -111,7 +112,9 @@ def main() -> None:
         settings = result["settings"]
         title = f"{settings['pipeline']}, {settings['samples']} pictures for each of {len(settings['seeds'])} seeds"
         row[0].set_title(title, fontsize=10, loc="left")
-        row[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+        labels = {name: line for axes in row for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+        beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+        row[-1].legend(labels.values(), labels, frameon=False, fontsize=8, **beside)
     figure.tight_layout()
     arguments.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.picture, dpi=140, facecolor="white")
