@@ -220,3 +220,23 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
     pipe, data, call = _sd(count=0)
     with pytest.raises(ValueError, match="empty"):
         train_dot(pipe, data, _dot(pipe), output=tmp_path, call=call, **SHORT)
+
+
+def test_a_guided_dot_learns_the_guided_estimate_from_the_prompt_s_side() -> None:
+    pipe, data, call = _sd()
+    coordinates = Coordinates.of(pipe.scheduler)
+    batch = {name: torch.stack([data[i][name] for i in range(3)]) for name in data[0]}
+    calls = Calls(pipe, call, None)
+    (both,) = Drawn(calls, coordinates, False, None)(batch, torch.Generator().manual_seed(0))
+    (pair,) = Drawn(calls, coordinates, True, None)(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(pair.conditioning["encoder_hidden_states"], batch["prompt_embeds"])
+    torch.testing.assert_close(pair.k, both.k[:3] + 4.0 * (both.k[3:] - both.k[:3]))
+    assert torch.equal(pair.x, both.x[:3])
+
+
+def test_a_guided_dot_is_refused_where_branches_are_calls_of_their_own() -> None:
+    pipe, data, call = _flux()
+    batch = {name: torch.stack([data[i][name] for i in range(2)]) for name in data[0]}
+    source = Drawn(Calls(pipe, call, None), Coordinates.of(pipe.scheduler), True, None)
+    with pytest.raises(ValueError, match="halves of one batch"):
+        source(batch, torch.Generator().manual_seed(0))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from diffaccel.morse.budget import dash_index
 from diffaccel.morse.clean import clean_samples
 from diffaccel.morse.coordinates import FLOW, SAMPLE, Coordinates
-from diffaccel.morse.pairs import Pair, join, rows_of, take
-from diffaccel.morse.probe import Call, Probe, only_network, probe
+from diffaccel.morse.pairs import Pair, join, take
+from diffaccel.morse.probe import Call, Probe, of_branch, only_network, probe
 from diffaccel.pipelines.image import guidance_arguments
 from diffaccel.pipelines.source import call_defaults
 
@@ -91,8 +91,7 @@ class Drawn:
         z_o = self._dash(probed, x_o, t_o)
         found = [Pair(x_o, t_o, x_s, k_s, t_s, k_s, self._kept(probed.combined(z_o), x_o, t_o), {})]
         if self.guided:
-            conditioning = last_branch(probed.calls[-1], probed.size)
-            return [replace(found[0], conditioning=conditioning)]
+            return [replace(found[0], conditioning=_of_prompt(probed))]
         return [
             join([self._of_call(*parts, found[0], probed.size) for parts in zip(probed.calls, z_s, z_o, strict=True)])
         ]
@@ -191,10 +190,18 @@ class Rolled:
         return float(probe(self.calls.pipe, **arguments).weights.max())
 
 
-def last_branch(call: Call, size: int) -> dict[str, Any]:
-    """Conditioning of the last branch of a call, that of the prompt where the one without comes first."""
-    found: dict[str, Any] = rows_of(call.conditioning, len(call.sample), lambda parts: parts[0][-size:])
-    return found
+def _of_prompt(probed: Probe) -> dict[str, Any]:
+    """Conditioning of the second of two branches in a batch, that of the prompt.
+
+    Raises:
+        ValueError: the branches lie in another way.
+    """
+    if len(probed.calls) != 1 or len(probed.weights) != 2 or probed.weights[1] < probed.weights[0]:
+        raise ValueError(
+            "a guided Dot is for pipelines that run both branches of guidance as halves of one batch, the one without "
+            "prompt first, and with guidance on: take a Dot that was not made with guided=True"
+        )
+    return of_branch(probed.calls[0], 1, probed.size).conditioning
 
 
 def _as_asked(value: Any) -> Any:

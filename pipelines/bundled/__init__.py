@@ -90,6 +90,32 @@ def call_defaults(name: str = "flux-digits") -> dict[str, Any]:
     return defaults
 
 
+def dots(name: str = "sd-digits") -> list[str]:
+    """Names of the Dots that are shipped for a bundled pipeline.
+
+    Raises:
+        ValueError: there is no bundled pipeline of this name.
+        FileNotFoundError: the folder was not installed.
+    """
+    return sorted(place.parent.name for place in (path(name) / "dots").glob("*/config.json"))
+
+
+def dot_path(name: str = "sd-digits", dot: str = "own-uniform") -> Path:
+    """The folder of a Dot, for ``accelerate_pipeline(pipe, "morse", dot=...)`` and ``MorseDot.from_pretrained``.
+
+    Args:
+        name: of the pipeline.
+        dot: one of ``dots(name)``.
+
+    Raises:
+        ValueError: there is no bundled pipeline of this name, or it has no such Dot.
+        FileNotFoundError: the folder was not installed.
+    """
+    if dot not in (known := dots(name)):
+        raise ValueError(f"{name} has no Dot {dot!r}; it has {', '.join(known) or 'none'}")
+    return path(name) / "dots" / dot
+
+
 def policy_path(task: str) -> Path:
     """The folder of the bundled policy of a task, for ``PolicyPipeline.from_pretrained``.
 

@@ -36,6 +36,7 @@ class Bundled:
         pairs: see :func:`diffaccel.morse.train_dot`.
         scheduler: class of diffusers, in place of the pipeline's own, with its settings.
         settings: of the training, beside ``TOY``.
+        begin: the Dot it continues from; a new one if "".
     """
 
     pipeline: str
@@ -43,6 +44,7 @@ class Bundled:
     pairs: str
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    begin: str = ""
 
 
 TOY: Mapping[str, Any] = MappingProxyType(
@@ -74,7 +76,6 @@ _SD_OWN = {
 _FLUX_COARSE = {"m": 1, "widths": (64,), "rank": 16, "blocks": (0, 5)}
 _FLUX_DEEP = {"m": 0, "widths": (64,), "rank": 16, "blocks": (0, 2)}
 _HALF = {"batch": 32}
-_LONG = {"iterations": 2400}
 
 DOTS: Mapping[str, Bundled] = MappingProxyType(
     {
@@ -83,18 +84,18 @@ DOTS: Mapping[str, Bundled] = MappingProxyType(
         "ddpm-own-plan": Bundled("ddpm-digits", _DDPM_OWN, "plan", DDIM),
         "ddpm-own-run": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DDIM),
         "ddpm-own-run-dpm": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DPM),
-        "ddpm-own-run-dpm-long": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DPM, _LONG),
-        "ddpm-shared-run-dpm": Bundled("ddpm-digits", _DDPM_SHARED, "on-policy", DPM),
+        "ddpm-own-tuned": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DDIM, begin="ddpm-own-uniform"),
+        "ddpm-own-tuned-dpm": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DPM, begin="ddpm-own-uniform"),
+        "ddpm-own-line": Bundled("ddpm-digits", {**_DDPM_OWN, "base": "taylor"}, "on-policy", DDIM),
         "sd-shared-uniform": Bundled("sd-digits", _SD_SHARED, "uniform"),
         "sd-own-uniform": Bundled("sd-digits", _SD_OWN, "uniform"),
-        "sd-own-plan": Bundled("sd-digits", _SD_OWN, "plan"),
         "sd-own-run": Bundled("sd-digits", _SD_OWN, "on-policy"),
-        "sd-own-run-dpm": Bundled("sd-digits", _SD_OWN, "on-policy", DPM, _LONG),
+        "sd-own-tuned": Bundled("sd-digits", _SD_OWN, "on-policy", begin="sd-own-uniform"),
+        "sd-own-tuned-dpm": Bundled("sd-digits", _SD_OWN, "on-policy", DPM, begin="sd-own-uniform"),
         "flux-coarse-uniform": Bundled("flux-digits", _FLUX_COARSE, "uniform", None, _HALF),
         "flux-deep-uniform": Bundled("flux-digits", _FLUX_DEEP, "uniform", None, _HALF),
-        "flux-deep-plan": Bundled("flux-digits", _FLUX_DEEP, "plan", None, _HALF),
-        "flux-deep-run": Bundled("flux-digits", _FLUX_DEEP, "on-policy", None, _HALF),
-        "flux-deep-run-dpm": Bundled("flux-digits", _FLUX_DEEP, "on-policy", FLOW_DPM, {**_HALF, **_LONG}),
+        "flux-deep-tuned": Bundled("flux-digits", _FLUX_DEEP, "on-policy", None, _HALF, "flux-deep-uniform"),
+        "flux-deep-tuned-dpm": Bundled("flux-digits", _FLUX_DEEP, "on-policy", FLOW_DPM, _HALF, "flux-deep-uniform"),
     }
 )
 """By name: the pipeline, whether weights are shared with Dash, and where pairs come from."""
@@ -121,6 +122,8 @@ def train(name: str, output: Path, folder: Path | None = None, **settings: Any) 
     pipe = prepared(chosen, folder)
     torch.manual_seed(0)  # of the Dot's first weights
     dot = MorseDot.of(only_network(pipe), **chosen.network)
+    if chosen.begin:
+        dot = MorseDot.from_pretrained(output / chosen.begin)
     settings = {**TOY, **chosen.settings, **{k: v for k, v in settings.items() if v is not None}}
     data = BundledRenders(chosen.pipeline)
     trained: MorseDot = train_dot(pipe, data, dot, output=output / name, pairs=chosen.pairs, **settings)
