@@ -57,7 +57,15 @@ def test_the_usual_change_of_a_gap_is_its_mean_and_one_where_nothing_was_seen() 
     power = Power(1000, gaps=(0, 0.1, 0.5, 1))
     power.add(_pair([950.0, 850.0], [900.0, 800.0], [1.0, 3.0]), _column([0.0, 0.0]))
     asked = _pair([550.0, 900.0], [500.0, 100.0], [0.0, 0.0])
-    assert power.change(asked).tolist() == [5.0, 1.0]
+    assert power.change(asked, by_time=False).tolist() == [5.0, 1.0]
+
+
+def test_the_usual_change_of_a_bin_is_that_of_its_time_too() -> None:
+    power = Power(1000, gaps=(0, 0.1, 0.5, 1), times=(0, 0.5, 1))
+    power.add(_pair([950.0, 150.0], [900.0, 100.0], [1.0, 3.0]), _column([0.0, 0.0]))
+    power.fade(0.5)  # the mean of what was seen stays
+    asked = _pair([650.0, 250.0, 900.0], [600.0, 200.0, 100.0], [0.0, 0.0, 0.0])
+    assert power.change(asked, by_time=True).tolist() == [1.0, 9.0, 1.0]
 
 
 def test_what_fades_counts_less_and_a_state_comes_back() -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 PAIRS = ("uniform", "plan", "on-policy")
-NORMS = ("none", "per_gap")
+NORMS = ("none", "per_gap", "per_bin")
 PRECISIONS = ("no", "fp16", "bf16")
 
 
@@ -17,7 +17,8 @@ class DotRecipe:
     Attributes:
         plans: Dash and Dot steps of the runs to train for.
         pairs: where pairs come from, see `diffaccel.morse.sources`.
-        loss_norm: "none", squared errors as they are (the paper), or "per_gap", relative to the change in their gap.
+        loss_norm: "none", squared errors as they are (the paper), "per_gap", relative to the change in their gap, or
+            "per_bin", to that in their gap at their time of arrival, see `diffaccel.morse.power`.
         guidance: range of guidance scales; None is the pipeline's own. The paper has 2 to 10 for Stable Diffusion.
         iterations: steps of the optimizer.
         batch: pictures a step; with guidance a step sees both branches of each.

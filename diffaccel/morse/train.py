@@ -160,9 +160,10 @@ class _Training:
         with self.accelerator.autocast():
             said = self.model(pair.x, pair.t, pair.x_s, pair.k_s, pair.t_s, pair.conditioning)
         errors = (pair.k - pair.base - said).float().flatten(1).square().mean(1)
-        weighed = errors / self.power.change(pair).to(errors) if self.recipe.loss_norm == "per_gap" else errors
         self.power.add(pair, said.detach())
-        loss = weighed.mean()
+        if self.recipe.loss_norm != "none":
+            errors = errors / self.power.change(pair, self.recipe.loss_norm == "per_bin").to(errors)
+        loss = errors.mean()
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)

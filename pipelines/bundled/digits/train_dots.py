@@ -76,6 +76,7 @@ _SD_OWN = {
 _FLUX_COARSE = {"m": 1, "widths": (64,), "rank": 16, "blocks": (0, 5)}
 _FLUX_DEEP = {"m": 0, "widths": (64,), "rank": 16, "blocks": (0, 2)}
 _HALF = {"batch": 32}
+_EVEN = {"loss_norm": "per_bin"}
 
 DOTS: Mapping[str, Bundled] = MappingProxyType(
     {
@@ -84,18 +85,20 @@ DOTS: Mapping[str, Bundled] = MappingProxyType(
         "ddpm-own-plan": Bundled("ddpm-digits", _DDPM_OWN, "plan", DDIM),
         "ddpm-own-run": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DDIM),
         "ddpm-own-run-dpm": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DPM),
-        "ddpm-own-tuned": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DDIM, begin="ddpm-own-uniform"),
-        "ddpm-own-tuned-dpm": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DPM, begin="ddpm-own-uniform"),
-        "ddpm-own-line": Bundled("ddpm-digits", {**_DDPM_OWN, "base": "taylor"}, "on-policy", DDIM),
+        "ddpm-own-even": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DDIM, _EVEN, "ddpm-own-uniform"),
+        "ddpm-own-even-dpm": Bundled("ddpm-digits", _DDPM_OWN, "on-policy", DPM, _EVEN, "ddpm-own-uniform"),
+        "ddpm-own-line": Bundled("ddpm-digits", {**_DDPM_OWN, "base": "taylor"}, "on-policy", DDIM, _EVEN),
         "sd-shared-uniform": Bundled("sd-digits", _SD_SHARED, "uniform"),
         "sd-own-uniform": Bundled("sd-digits", _SD_OWN, "uniform"),
         "sd-own-run": Bundled("sd-digits", _SD_OWN, "on-policy"),
-        "sd-own-tuned": Bundled("sd-digits", _SD_OWN, "on-policy", begin="sd-own-uniform"),
-        "sd-own-tuned-dpm": Bundled("sd-digits", _SD_OWN, "on-policy", DPM, begin="sd-own-uniform"),
+        "sd-own-even": Bundled("sd-digits", _SD_OWN, "on-policy", None, _EVEN, "sd-own-uniform"),
+        "sd-own-even-dpm": Bundled("sd-digits", _SD_OWN, "on-policy", DPM, _EVEN, "sd-own-uniform"),
         "flux-coarse-uniform": Bundled("flux-digits", _FLUX_COARSE, "uniform", None, _HALF),
         "flux-deep-uniform": Bundled("flux-digits", _FLUX_DEEP, "uniform", None, _HALF),
-        "flux-deep-tuned": Bundled("flux-digits", _FLUX_DEEP, "on-policy", None, _HALF, "flux-deep-uniform"),
-        "flux-deep-tuned-dpm": Bundled("flux-digits", _FLUX_DEEP, "on-policy", FLOW_DPM, _HALF, "flux-deep-uniform"),
+        "flux-deep-even": Bundled("flux-digits", _FLUX_DEEP, "on-policy", None, _HALF | _EVEN, "flux-deep-uniform"),
+        "flux-deep-even-dpm": Bundled(
+            "flux-digits", _FLUX_DEEP, "on-policy", FLOW_DPM, _HALF | _EVEN, "flux-deep-uniform"
+        ),
     }
 )
 """By name: the pipeline, whether weights are shared with Dash, and where pairs come from."""
