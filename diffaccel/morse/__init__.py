@@ -17,28 +17,45 @@ from typing import TYPE_CHECKING, Any
 from diffaccel.morse.budget import bound, dash_index, exchange, latency_ratio, lsd, split, step_order
 
 if TYPE_CHECKING:
+    from diffaccel.morse.clean import clean_samples
     from diffaccel.morse.coordinates import Coordinates
+    from diffaccel.morse.dataset import PictureFolder
     from diffaccel.morse.dot import MorseDot
     from diffaccel.morse.pairs import Pair
+    from diffaccel.morse.power import Power
     from diffaccel.morse.ratio import Ratio, measure_n
+    from diffaccel.morse.recipe import DotRecipe
+    from diffaccel.morse.renders import BundledRenders
     from diffaccel.morse.report import MorseReport
+    from diffaccel.morse.train import train_dot
 
 _LATER = {
+    "BundledRenders": "renders",
     "Coordinates": "coordinates",
+    "DotRecipe": "recipe",
     "MorseDot": "dot",
     "MorseReport": "report",
     "Pair": "pairs",
+    "PictureFolder": "dataset",
+    "Power": "power",
     "Ratio": "ratio",
+    "clean_samples": "clean",
     "measure_n": "ratio",
+    "train_dot": "train",
 }
 
 __all__ = [
+    "BundledRenders",
     "Coordinates",
+    "DotRecipe",
     "MorseDot",
     "MorseReport",
     "Pair",
+    "PictureFolder",
+    "Power",
     "Ratio",
     "bound",
+    "clean_samples",
     "dash_index",
     "exchange",
     "latency_ratio",
@@ -46,6 +63,7 @@ __all__ = [
     "measure_n",
     "split",
     "step_order",
+    "train_dot",
 ]
 
 
