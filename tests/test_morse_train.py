@@ -243,3 +243,18 @@ def test_a_guided_dot_is_refused_where_branches_are_calls_of_their_own() -> None
     source = Drawn(Calls(pipe, call, None), Coordinates.of(pipe.scheduler), True, None)
     with pytest.raises(ValueError, match="halves of one batch"):
         source(batch, torch.Generator().manual_seed(0))
+
+
+def test_precision_is_that_of_each_training_and_weights_stay_in_float32(tmp_path: Path) -> None:
+    results = []
+    for precision in ("no", "bf16"):
+        pipe, data, call = _sd()
+        seen = list[torch.dtype]()
+        dot = _dot(pipe)
+        dot.entry.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output.dtype))
+        settings = {**SHORT, "iterations": 2, "mixed_precision": precision}
+        train_dot(pipe, data, dot, output=tmp_path / precision, call=call, **settings)
+        assert set(seen) == {torch.float32 if precision == "no" else torch.bfloat16}
+        results.append(_weights(dot))
+    assert all(value.dtype == torch.float32 for value in results[1].values())
+    assert any(not torch.equal(value, results[1][name]) for name, value in results[0].items())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -106,6 +107,7 @@ class _Training:
         else:
             self.source = Drawn(calls, coordinates, dot.config.guided, recipe.plans if recipe.pairs == "plan" else None)
         dot.register_to_config(scheduler=type(pipe.scheduler).__name__, pair_sampling=recipe.pairs)
+        AcceleratorState._reset_state()  # it keeps the precision of the first training of a process
         self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=_on_cpu(pipe))
         self.optimizer = torch.optim.AdamW(dot.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, recipe.rate)
