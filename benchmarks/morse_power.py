@@ -41,6 +41,8 @@ from diffaccel.pipelines import bundled
 SEED = 7_000
 """Of pictures and noise; trainings use small ones."""
 PLANS = ((2, 4), (3, 6), (4, 8), (6, 12))
+ARRIVALS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.6), (0.6, 1.0))
+"""Times of arrival that are told together."""
 BEGIN, END = "<!-- morse-power:begin -->", "<!-- morse-power:end -->"
 
 
@@ -134,21 +136,33 @@ def trained(dot: MorseDot) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """One row per Dot and kind of pairs: explained in all and by gap; a bin that holds no pair is empty."""
+    """One row per Dot and kind of pairs: explained in all, by gap and by time; a bin that holds no pair is empty."""
     every = [run for dot in result["dots"].values() for run in dot["runs"].values()]
     gaps = sorted({tuple(one["gap"]) for run in every for one in run["by_gap"]})
-    lines = [["Dot", "pairs", "all", *(f"gap {low:g}-{high:g}" for low, high in gaps)]]
+    header = [f"gap {low:g}-{high:g}" for low, high in gaps] + [f"to {low:g}-{high:g}" for low, high in ARRIVALS]
+    lines = [["Dot", "pairs", "all", *header]]
     for label, dot in result["dots"].items():
         for name, run in dot["runs"].items():
             by_gap = {tuple(one["gap"]): one["explained"] for one in run["by_gap"]}
-            shown = [f"{by_gap[gap]:.2f}" if gap in by_gap else "" for gap in gaps]
-            lines.append([label, name, f"{run['explained']:.2f}", *shown])
+            shown = [by_gap.get(gap) for gap in gaps] + [arriving(run["bins"], *edges) for edges in ARRIVALS]
+            lines.append([label, name, f"{run['explained']:.2f}", *("" if v is None else f"{v:.2f}" for v in shown)])
     settings = result["settings"]
     head = (
         f"{settings['pipeline']}: share of the change's power that Dot explains, over {settings['pairs']} pairs of any "
-        f"two times, and about as many of runs; gaps as shares of all time. Recorded by `{result['command']}`."
+        "two times, and about as many of runs; by gap, and by the time it arrives at, as shares of all time. "
+        f"Recorded by `{result['command']}`."
     )
     return f"{head}\n\n{rows(lines)}"
+
+
+def arriving(bins: Sequence[Mapping[str, Any]], low: float, high: float) -> float | None:
+    """The share explained of the change that arrives at these times, each sample's relative to what is usual there.
+
+    Bins count by their pairs, not by their change, of which those near clean data have nearly all.
+    """
+    inside = [one for one in bins if low <= one["time"][0] and one["time"][1] <= high and one["change"]]
+    count = sum(one["count"] for one in inside)
+    return sum(one["count"] * one["explained"] for one in inside) / count if count else None
 
 
 def parse() -> argparse.Namespace:
