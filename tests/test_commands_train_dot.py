@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +133,35 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(weights("stopped")[name], value) for name, value in weights("other").items())
 
 
+def test_a_killed_process_loses_nothing_but_what_came_after_its_checkpoint(capsys: Capture) -> None:
+    grey()
+    many = ["--iterations", "200", "--batch", "2", "--checkpoint-every", "2", "--device", "cpu"]
+    arguments = ["grey", "--data", "pictures", *DOT, "--residual-space", "sample", *many, "-o"]
+    command = [sys.executable, "-m", "diffaccel.cli", "train-dot", *arguments, "killed"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not Path("killed/training.json").is_file():
+            assert child.poll() is None, "it ended by itself"
+            time.sleep(0.05)
+    finally:
+        child.kill()  # SIGKILL: nothing can be tidied up
+        child.wait()
+    reached = json.loads(Path("killed/training.json").read_text())["history"][-1]["iteration"]
+    assert reached < 200
+    assert run(capsys, "train-dot", *arguments, "killed")[0] == 0
+    assert run(capsys, "train-dot", *arguments, "whole")[0] == 0
+    killed, whole = (json.loads(Path(name, "training.json").read_text()) for name in ("killed", "whole"))
+    assert killed["history"] == whole["history"]
+    assert all(torch.equal(weights("killed")[name], value) for name, value in weights("whole").items())
+
+
 def test_another_dot_is_trained_on(capsys: Capture) -> None:
     dit()
     data = ["dit", "--data", "pictures"]
-    options = ["--guidance", "2", "3", "--guided", "--pairs", "plan", "--plans", "1+2"]
+    options = ["--guidance", "2", "3", "--pairs", "plan", "--plans", "1+2"]
+    status, _, err = train(capsys, *data, "-o", "guided", *DOT, *options, "--guided")
+    assert status == 2
+    assert "a guided Dot is for pipelines that run both branches of guidance as halves" in err
     assert train(capsys, *data, "-o", "first", *DOT, *options)[0] == 0
     small = [*SHORT, "--learning-rate", "1e-9"]
     assert run(capsys, "train-dot", *data, "-o", "second", "--dot", "first", *small)[0] == 0
