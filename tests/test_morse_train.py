@@ -13,6 +13,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffaccel import accelerate_pipeline
 from diffaccel.morse.budget import dash_index
 from diffaccel.morse.coordinates import Coordinates
 from diffaccel.morse.dot import MorseDot
@@ -258,3 +259,20 @@ def test_precision_is_that_of_each_training_and_weights_stay_in_float32(tmp_path
         results.append(_weights(dot))
     assert all(value.dtype == torch.float32 for value in results[1].values())
     assert any(not torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_a_pipeline_that_is_accelerated_is_not_trained_for(tmp_path: Path) -> None:
+    pipe, data, call = _sd()
+    dot = _dot(pipe)
+    accelerate_pipeline(pipe, "taylorseer")
+    with pytest.raises(ValueError, match="already accelerated"):
+        train_dot(pipe, data, dot, output=tmp_path, call=call, **SHORT)
+
+
+def test_a_dot_that_corrects_a_line_is_trained_on_whole_runs(tmp_path: Path) -> None:
+    pipe, data, call = _sd()
+    with pytest.raises(ValueError, match="on-policy"):
+        train_dot(pipe, data, _dot(pipe, base="taylor"), output=tmp_path, call=call, **SHORT)
+    settings = {**SHORT, "iterations": 2}
+    train_dot(pipe, data, _dot(pipe, base="taylor"), output=tmp_path, call=call, pairs="on-policy", **settings)
+    assert MorseDot.from_pretrained(tmp_path).config.base == "taylor"

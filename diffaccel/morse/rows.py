@@ -21,8 +21,6 @@ class Rows(Sampler[list[int]]):
     """
 
     def __init__(self, count: int, recipe: DotRecipe, round: int, process: int = 0) -> None:
-        if count < 1:
-            raise ValueError("the dataset is empty")
         self.count, self.recipe, self.round, self.process = count, recipe, round, process
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -72,8 +72,8 @@ class Drawn:
     def __init__(self, calls: Calls, coordinates: Coordinates, guided: bool, plans: Plans | None) -> None:
         self.calls, self.coordinates, self.guided, self.plans = calls, coordinates, guided, plans
         self.network: nn.Module = only_network(calls.pipe)
-        self._grids: dict[int, Tensor] = {}
 
+    @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any], generator: torch.Generator) -> list[Pair]:
         """One batch of pairs for each batch of data, in a list of one."""
         steps = self._plan(generator) if self.plans else (_GRID, 0)
@@ -89,19 +89,16 @@ class Drawn:
         fresh = _noise(x, generator) if self.coordinates.kept == SAMPLE else None
         x_o = self.coordinates.jump(k_s, x_s, t_s / probed.time_scale, t_o / probed.time_scale, fresh)
         z_o = self._dash(probed, x_o, t_o)
-        found = [Pair(x_o, t_o, x_s, k_s, t_s, k_s, self._kept(probed.combined(z_o), x_o, t_o), {})]
+        guided = Pair(x_o, t_o, x_s, k_s, t_s, k_s, self._kept(probed.combined(z_o), x_o, t_o), {})
         if self.guided:
-            return [replace(found[0], conditioning=_of_prompt(probed))]
-        return [
-            join([self._of_call(*parts, found[0], probed.size) for parts in zip(probed.calls, z_s, z_o, strict=True)])
-        ]
+            return [replace(guided, conditioning=_of_prompt(probed))]
+        by_call = zip(probed.calls, z_s, z_o, strict=True)
+        return [join([self._of_call(*parts, guided, probed.size) for parts in by_call])]
 
     def _of_call(self, call: Call, z_s: Tensor, z_o: Tensor, pair: Pair, size: int) -> Pair:
         """Pairs of all branches in a call, from that of the guided estimate."""
         count = len(call.sample) // size
-        wide = replace(
-            take(join([replace(pair, conditioning={})] * count), slice(None)), conditioning=call.conditioning
-        )
+        wide = replace(join([pair] * count), conditioning=call.conditioning)
         k_s, k = self._kept(z_s, wide.x_s, wide.t_s), self._kept(z_o, wide.x, wide.t)
         return replace(wide, k_s=k_s, base=k_s, k=k)
 

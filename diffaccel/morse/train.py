@@ -32,6 +32,7 @@ from diffaccel.morse.probe import only_network, probe
 from diffaccel.morse.recipe import DotRecipe
 from diffaccel.morse.rows import Rows, mixed_seed
 from diffaccel.morse.sources import Calls, Drawn, Rolled
+from diffaccel.watch import check_free
 
 if TYPE_CHECKING:
     from diffaccel.morse.sources import Plans
@@ -74,9 +75,10 @@ def train_dot(
 
     Raises:
         ValueError: settings out of range, a Dot of another network, a scheduler Morse cannot be had with, a dataset
-            without what is needed, or a checkpoint of a training with other settings.
+            without what is needed, a pipeline that is accelerated, or a checkpoint of a training with other settings.
     """
     network = only_network(pipe)
+    check_free(network)
     recipe = DotRecipe(plans=tuple(map(tuple, plans)), pairs=pairs, guidance=guidance, **settings)  # type: ignore[arg-type]
     dot = MorseDot.of(network) if dot is None else dot
     dot.attach(network)
@@ -104,6 +106,11 @@ class _Training:
         calls = Calls(pipe, call, recipe.guidance)
         if recipe.pairs == "on-policy":
             self.source: Drawn | Rolled = Rolled(calls, dot, recipe.plans)
+        elif dot.config.base != "hold":
+            raise ValueError(
+                f"a Dot of base={dot.config.base!r} corrects estimates of several Dash steps, which only whole runs "
+                'have: train it with pairs="on-policy"'
+            )
         else:
             self.source = Drawn(calls, coordinates, dot.config.guided, recipe.plans if recipe.pairs == "plan" else None)
         dot.register_to_config(scheduler=type(pipe.scheduler).__name__, pair_sampling=recipe.pairs)
@@ -120,6 +127,8 @@ class _Training:
 
     def _span(self, calls: Calls, coordinates: Coordinates) -> float:
         """All the time there is, in the network's unit; which the first row of the data shows."""
+        if not len(self.dataset):  # type: ignore[arg-type]
+            raise ValueError("the dataset is empty")
         first = default_collate([self.dataset[0]])
         probed = probe(calls.pipe, **calls.of(first, torch.Generator().manual_seed(0)))
         if self.recipe.pairs != "on-policy":
