@@ -121,7 +121,9 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", help="JSON files written by morse.py")
     parser.add_argument("--cells", nargs="+", default=["*"], help="names of cells, or patterns such as 'ddim *'")
     parser.add_argument("--brief", action="store_true", help=f"only {' and '.join(TITLES[name] for name in BRIEF)}")
-    parser.add_argument("--speedups", action="store_true", help="only the table of speed-ups")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--speedups", action="store_true", help="only the table of speed-ups")
+    only.add_argument("--no-speedups", action="store_true", help="not the table of speed-ups")
     parser.add_argument("--into", type=Path, help=f"document that takes the tables, between {BEGIN} and {END}")
     arguments = parser.parse_args()
     parts = []
@@ -130,7 +132,8 @@ def main() -> None:
         if not arguments.speedups:
             cells = [c for c in result["cells"] if any(fnmatch(c["name"], pattern) for pattern in arguments.cells)]
             parts.append(cell_table(result, cells, arguments.brief))
-        parts.append(speedup_table(result))
+        if not arguments.no_speedups:
+            parts.append(speedup_table(result))
     publish("\n\n".join(parts), arguments.into, BEGIN, END)
 
 
