@@ -20,7 +20,7 @@ Entry = Mapping[str, Any]
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito): grey and black are plain, the rest one a method.
 PLAIN = {"ddim": "#555555", "euler": "#555555", "dpm++2m": "#000000", "unipc": "#999999"}
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#B8A000")
 PANELS = (("lsd", "fd_reference"), ("seconds", "fd_reference"), ("lsd", "psnr"), ("seconds", "psnr"))
 LABELS = {
     "lsd": "LSD, calls of Dash",
