@@ -135,7 +135,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 def test_a_killed_process_loses_nothing_but_what_came_after_its_checkpoint(capsys: Capture) -> None:
     grey()
-    many = ["--iterations", "200", "--batch", "2", "--checkpoint-every", "2", "--device", "cpu"]
+    many = ["--iterations", "80", "--batch", "2", "--checkpoint-every", "2", "--device", "cpu"]
     arguments = ["grey", "--data", "pictures", *DOT, "--residual-space", "sample", *many, "-o"]
     command = [sys.executable, "-m", "diffaccel.cli", "train-dot", *arguments, "killed"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -147,7 +147,7 @@ def test_a_killed_process_loses_nothing_but_what_came_after_its_checkpoint(capsy
         child.kill()  # SIGKILL: nothing can be tidied up
         child.wait()
     reached = json.loads(Path("killed/training.json").read_text())["history"][-1]["iteration"]
-    assert reached < 200
+    assert reached < 80
     assert run(capsys, "train-dot", *arguments, "killed")[0] == 0
     assert run(capsys, "train-dot", *arguments, "whole")[0] == 0
     killed, whole = (json.loads(Path(name, "training.json").read_text()) for name in ("killed", "whole"))
