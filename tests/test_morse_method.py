@@ -67,9 +67,15 @@ def test_plans_of_a_bound() -> None:
     assert method.num_inference_steps is None
 
 
+def test_a_slow_dot_has_a_bound_half_way_to_its_ratio() -> None:
+    """N = 2 has r = 1.5: k (1 - 1/2) of 1 = .5, so 2 Dot steps for each Dash step."""
+    assert Morse(Dot(), ratio=2.0).plan([], 9).computed() == [0, 3, 6]
+    assert Morse(Dot(), ratio=2.0, lsd=4).num_inference_steps == 6
+
+
 @given(
     budget=st.floats(1, 40),
-    n=st.floats(2.6, 12),
+    n=st.floats(1.1, 12),
     q=st.none() | st.floats(0, 6),
 )
 def test_a_run_of_the_steps_asked_for_stays_in_its_budget(budget: float, n: float, q: float | None) -> None:
@@ -125,7 +131,7 @@ def test_a_pipeline_tells_the_number_of_steps_it_is_to_be_called_with() -> None:
         ({"ratio": 0}, "ratio must be a number above 0"),
         ({"max_gap": 0}, "max_gap must be a number above 0"),
         ({"bound": "3"}, "bound must be a number"),
-        ({"ratio": 2.4, "dots_per_dash": None}, r"bound of 2\.5 cannot be reached.*N = 2\.4"),
+        ({"ratio": 2.4, "bound": 2.5, "dots_per_dash": None}, r"bound of 2\.5 cannot be reached.*N = 2\.4"),
         ({"ratio": 3.0, "bound": 3.0, "dots_per_dash": None}, "N = 3 "),
         ({"ratio": 0.9, "lsd": 5.0}, r"faster than Dash.*N = 0\.9"),
         ({"guided": 4.0}, "each branch of guidance: leave guided out"),
@@ -252,7 +258,7 @@ def test_configurations_name_the_folder_of_the_dot(tmp_path: Path, suffix: str) 
         MorseDot.from_pretrained(moved / "dot"), measured=Ratio(3.0, 0.3, 0.1, "cpu", "float32", 1, (1, 8, 8))
     )
     save_config(method, moved / "again.json")
-    assert json.loads((moved / "again.json").read_text()) == {"method": "morse", "dot": "dot", "bound": 2.5}
+    assert json.loads((moved / "again.json").read_text()) == {"method": "morse", "dot": "dot"}
 
 
 def test_dots_of_the_hub_and_dots_in_no_folder(tmp_path: Path) -> None:

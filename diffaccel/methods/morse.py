@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffaccel.morse.ratio import Ratio
     from diffaccel.sites import Site
 
+_BOUND = 2.5  # in the middle of what the paper recommends
 _NUMBERS = {"lsd": 1.0, "dots_per_dash": 0.0, "bound": 1.0, "ratio": 0.0, "guided": 0.0, "max_gap": 0.0}
 
 
@@ -33,7 +34,7 @@ class Morse:
         lsd: the budget of a run, in latencies of one step of the network.
         dots_per_dash: Dot steps for each Dash step, on average, where there is no budget; with one, at most.
         bound: steps for one latency of Dash, from which dots_per_dash follows where it is not given; 2 to 3 is the
-            paper's advice.
+            paper's advice. None is 2.5, or half way to N where that is less.
         ratio: N, how many times faster Dot is than Dash; None measures it when the pipeline is accelerated, with the
             pipeline's call defaults (`diffaccel.morse.measure_n` does so with a call of your own).
         guided: for a Dot that was trained guided: the guidance scale. It then corrects the guided estimate, once,
@@ -51,7 +52,7 @@ class Morse:
     dot: Any = None
     lsd: float | None = None
     dots_per_dash: float | None = None
-    bound: float = 2.5
+    bound: float | None = None
     ratio: float | None = None
     guided: float | None = None
     max_gap: float | None = None
@@ -61,7 +62,7 @@ class Morse:
     def __post_init__(self) -> None:
         for name, least in _NUMBERS.items():
             value = getattr(self, name)
-            if value is None and name != "bound":
+            if value is None:
                 continue
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < least or (value == least and name in ("ratio", "max_gap")):
@@ -145,7 +146,10 @@ class Morse:
         """Dot steps for each Dash step: as given, or those that have the bound."""
         if self.dots_per_dash is not None:
             return self.dots_per_dash
-        return float(exchange(self._n(), 1, self.bound)[1])
+        n = self._n()
+        # The paper's advice is 2 to 3; a Dot that is not much faster than Dash cannot have it.
+        bound = min(_BOUND, (1 + n) / 2) if self.bound is None else self.bound
+        return float(exchange(n, 1, bound)[1])
 
     def _n(self) -> float:
         if self.n is None:
