@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffaccel import accelerate_pipeline
@@ -29,6 +30,9 @@ def test_a_dot_fits_its_pipeline_and_says_what_it_was_trained_on(name: str, dot:
     pipe = bundled.load(name)
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     loaded.attach(network)
+    file = bundled.dot_path(name, dot) / "diffusion_pytorch_model.safetensors"
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
+    assert file.stat().st_size < 3e6
     recipe = DOTS[f"{name.partition('-')[0]}-{dot}"]
     assert loaded.config.pair_sampling == recipe.pairs
     assert loaded.config.ratio["n"] > 1

@@ -127,7 +127,7 @@ def test_models_are_found_by_name_folder_or_hub_id(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     assert locate(str(tmp_path)) == str(tmp_path)
     for wrong in ("flux-digit", "./nowhere", "/nowhere/at/all", "", str(tmp_path / "nowhere")):
-        with pytest.raises(ValueError, match="give flux-digits, dit-digits, sd-digits, a folder"):
+        with pytest.raises(ValueError, match="give flux-digits, dit-digits, sd-digits, ddpm-digits, a folder"):
             locate(wrong)
 
 
