@@ -89,7 +89,7 @@ def test_every_served_scheduler_runs_with_dots(name: str) -> None:
 
 
 def test_x0_is_what_is_kept_where_noise_comes_in() -> None:
-    """A kept epsilon lets noise that was added since through to x0, as the fact sheet's toy showed: |x| up to 45."""
+    """A kept epsilon lets noise that was added since through to x0: up to |x| = 45 on a toy."""
     sizes = {}
     for scheduler, space in (
         (DDPMScheduler(clip_sample=False), "sample"),
