@@ -78,6 +78,12 @@ def card(name: str, chosen: Bundled, dot: MorseDot, ratio: Ratio, training: dict
     guided = ", and corrects the guided estimate" if dot.config.guided else ""
     scale = bundled.call_defaults(chosen.pipeline).get("guidance_scale")
     option = f", guided={scale:g}" if dot.config.guided else ""
+    place = f'"{chosen.pipeline}", "{name.partition("-")[2]}"'
+    exchange = ""
+    if chosen.scheduler is not None:
+        solver, settings = chosen.scheduler
+        given = "".join(f", {key}={value!r}" for key, value in settings.items())
+        exchange = f"pipe.scheduler = diffusers.{solver}.from_config(pipe.scheduler.config{given})\n"
     return f"""---
 license: apache-2.0
 library_name: diffaccel
@@ -91,11 +97,12 @@ A Dot for the bundled `{chosen.pipeline}`: it {kind}{guided}. {size:,} parameter
 only, and holds none of its weights.
 
 ```python
+import diffusers
 from diffaccel import accelerate_pipeline
 from diffaccel.pipelines import bundled
 
 pipe = bundled.load("{chosen.pipeline}")
-accelerate_pipeline(pipe, "morse", dot=bundled.dot_path("{chosen.pipeline}", "{name.partition("-")[2]}"), lsd=8{option})
+{exchange}accelerate_pipeline(pipe, "morse", dot=bundled.dot_path({place}), lsd=8{option})
 ```
 
 Trained with `python -m diffaccel.pipelines.bundled.digits.train_dots {name}` on {PAIRS[chosen.pairs]}, under
