@@ -8,9 +8,8 @@ values serve the step; `rows` turns that into rows of the network. One sequence,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -32,8 +31,9 @@ class View:
         block: positions of the block.
         prompt: positions of the prompt.
         known: (L,) positions that hold a token.
-        before: the same at the start of the step before; None at the first step of a block.
+        before: the same at the start of the step before; None at the first step of a block, whatever its index.
         planned: positions this step decodes, in order, where the order is fixed in advance.
+        refreshed: (L,) positions that held a token when all rows were computed last; None before the run's first step.
     """
 
     overall: int
@@ -43,6 +43,7 @@ class View:
     known: Flags
     before: Flags | None
     planned: tuple[int, ...] = ()
+    refreshed: Flags | None = None
 
 
 class Policy(Protocol):
@@ -88,9 +89,10 @@ class Decode:
             raise ValueError(f"unknown form {self.form!r}: choose one of {', '.join(FORMS)}")
 
     def reused(self, view: View) -> Flags:
-        if view.index % self.refresh == 0 or (view.index == 1 and self.form == "released"):
+        second = view.index == 1 and self.form == "released"
+        if view.before is None or view.index % self.refresh == 0 or second:
             return np.zeros_like(view.known)
-        return _before(view).copy()
+        return view.before.copy()
 
 
 @dataclass(frozen=True)
@@ -121,16 +123,16 @@ class Greedy:
             raise ValueError(f"unknown center {self.center!r}: choose one of {', '.join(CENTERS)}")
 
     def reused(self, view: View) -> Flags:
-        if view.index % self.refresh == 0:
+        if view.before is None or view.index % self.refresh == 0:
             return np.zeros_like(view.known)
-        last = np.flatnonzero(view.known & ~_before(view)).tolist()
+        last = np.flatnonzero(view.known & ~view.before).tolist()
         fresh = np.zeros_like(view.known)
         fresh[[*view.planned, *last]] = True
         for center in view.planned if self.center == "next" else last:
-            free = (p for p in _outwards(center, len(fresh)) if not (view.known[p] or fresh[p]))
-            # No neighbour comes twice, so that marking them one by one does not disturb the search.
-            for position in islice(free, self.window):
-                fresh[position] = True
+            free = np.flatnonzero(~(view.known | fresh))
+            away = free - center
+            # Left 1, right 1, left 2, right 2, ...: by distance, left first.
+            fresh[free[np.argsort(2 * np.abs(away) + (away > 0))[: self.window]]] = True
         return ~fresh
 
 
@@ -162,9 +164,8 @@ class PromptDecode:
         check_whole("refresh", self.refresh, 1)
 
     def reused(self, view: View) -> Flags:
-        if view.index % self.refresh == 0:
-            return Prefill().reused(view)
-        return _before(view) | Prefill().reused(view)
+        prompt = Prefill().reused(view)
+        return prompt if view.before is None or view.index % self.refresh == 0 else prompt | view.before
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Prefix:
     needs_order: ClassVar[bool] = False
 
     def reused(self, view: View) -> Flags:
-        return _positions(view, range(view.block.start if view.index else 0))
+        return _positions(view, range(0 if view.before is None else view.block.start))
 
 
 @dataclass(frozen=True)
@@ -184,12 +185,10 @@ class Dual:
     needs_order: ClassVar[bool] = False
 
     def reused(self, view: View) -> Flags:
-        if view.index == 0:
-            return np.zeros_like(view.known)
-        return ~_positions(view, view.block)
+        return np.zeros_like(view.known) if view.before is None else ~_positions(view, view.block)
 
 
-def rows(policy: Policy, view: View, shift: Shift | None) -> Flags:
+def rows_to_compute(policy: Policy, view: View, shift: Shift | None) -> Flags:
     """(L,) rows the network computes at this step; all others are reused."""
     reused = policy.reused(view)
     # Upstream's "initial" flags hold while nothing but the prompt is reused.
@@ -230,22 +229,10 @@ def check_rows(rows: Flags, view: View, shift: Shift | None, stored: Flags) -> N
         )
 
 
-def _before(view: View) -> Flags:
-    if view.before is None:
-        raise RuntimeError(f"step {view.index} of a block reuses rows, but it is not told what the step before knew")
-    return view.before
-
-
 def _positions(view: View, positions: Iterable[int]) -> Flags:
     flags = np.zeros_like(view.known)
     flags[list(positions)] = True
     return flags
-
-
-def _outwards(center: int, length: int) -> Iterator[int]:
-    """Positions left 1, right 1, left 2, right 2, ... of the centre; the one side alone once the other has ended."""
-    for distance in range(1, length):
-        yield from (p for p in (center - distance, center + distance) if 0 <= p < length)
 
 
 def _listed(flags: Flags) -> str:
