@@ -22,8 +22,8 @@ class SparseRun:
     """One generation of a batch, whose row i holds prompt[i] + generated[i] positions from 0 on, then padding.
 
     Patterns are built once (rebuilding them at every step is slow and no better, says the paper) and kept per layer and
-    sequence, so sequences may leave the batch. Each takes heads * (length / block_size) ** 2 bytes, and in FlexAttention
-    nine times as much again.
+    sequence, so sequences may leave the batch. Each takes heads * (length / block_size) ** 2 bytes, nine times as
+    much again where FlexAttention runs.
 
     Args:
         steps: denoising steps of the generation.
@@ -177,7 +177,9 @@ class SparseRun:
             raise ValueError(f"{batch} rows of {length} positions, but the sequences have {totals} positions")
         if mask is None:
             if min(totals) < length:
-                raise ValueError(f"sequences of {totals} positions are padded to {length}: pass an attention_mask")
+                raise ValueError(
+                    f"sequences of {totals} positions are padded to {length}: pass an attention_mask that says so"
+                )
         elif self._checked is None or self._checked() is not mask:
             seen = (mask if mask.dtype == torch.bool else mask > -1)[:, :, (0, -1)]
             valid = torch.arange(length, device=mask.device) < self._lane_totals(mask.device)[:, None]
