@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Scores: TypeAlias = NDArray[np.float64]
@@ -45,6 +44,8 @@ def transfer_counts(masked: int, steps: int, rule: str, eps: float = 1e-3) -> li
         raise ValueError(f"unknown rule {rule!r}: choose one of {', '.join(RULES)}")
     if not 0 < eps < 1:
         raise ValueError(f"eps must lie between 0 and 1, both excluded, got {eps}: it is the time of the last step")
+    import torch  # only here: whoever asks for a method by name should not have to wait for it
+
     times = torch.linspace(1, eps, steps + 1).numpy()
     counts: list[int] = []
     for step in range(steps - 1):
@@ -110,9 +111,9 @@ def by_factor(confidence: Scores, factor: float) -> Indices:
             f"factor needs probabilities, got confidences from {ranked[-1]:g} to {ranked[0]:g}: use the probability "
             "of the token as confidence, or choose by threshold"
         )
-    passes = ranked >= 1 - factor / (np.arange(allowed) + 2)
+    passes = ranked >= 1 - factor / (np.arange(allowed) + 2)  # once one fails, so do all that follow
     passes[0] = True
-    return np.sort(order[: _leading(passes)])
+    return np.sort(order[passes])
 
 
 def by_entropy_bound(entropy: Scores, bound: float) -> Indices:
@@ -136,7 +137,7 @@ def by_entropy_bound(entropy: Scores, bound: float) -> Indices:
     if ranked[0] < -_ROUNDING:
         raise ValueError(f"entropies are at least 0, got {ranked[0]:g}: give -sum(p log p), not its negative")
     before = np.concatenate([[0.0], np.cumsum(ranked)[:-1]])
-    return np.sort(order[: _leading(before <= bound)])
+    return np.sort(order[before <= bound])
 
 
 def blocks(prompt: int, generated: int, block_length: int, grid: str = "prompt") -> list[range]:
@@ -213,8 +214,3 @@ def _some(allowed: int) -> None:
 
 def _descending(scores: Scores) -> Indices:
     return np.argsort(-np.asarray(scores), kind="stable")
-
-
-def _leading(passes: NDArray[np.bool_]) -> int:
-    """How many are True before the first False."""
-    return int(np.argmin(np.append(passes, False)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -346,3 +348,8 @@ def test_long_sequences_share_columns() -> None:
     ruler, line, _ = str(table).splitlines()
     assert line == f"step 0    .+{'#' * 82}  246 of 250"  # three rows a column, one in the last
     assert ruler.startswith("row       0         30        60 ")
+
+
+def test_policies_need_no_torch() -> None:
+    code = "import sys; from diffaccel.dlm import policies, row_table; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
