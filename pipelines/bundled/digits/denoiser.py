@@ -152,14 +152,19 @@ class Trainer:
             self.ema.restore(self.model.parameters())
             self.model.train()
 
-    def step(self, denoiser: Denoiser, latents: Tensor, rows: Tensor) -> float:
-        """One optimisation step on latents [B, ...] with conditions [B], rows of captions or classes; the loss."""
+    def loss(self, denoiser: Denoiser, latents: Tensor, rows: Tensor) -> Tensor:
+        """The loss of latents [B, ...] with conditions [B], rows of captions or classes, at noise levels drawn here."""
         recipe = self.recipe
         noise = torch.randn_like(latents)
         level = recipe.sigma_mean + recipe.sigma_std * torch.randn(len(latents))
         given = self.objective(latents, noise, level)
         errors = F.mse_loss(denoiser(given.noisy, given.time, rows), given.target, reduction="none")
-        loss = (errors.flatten(1).mean(1) * given.weight).mean()
+        return (errors.flatten(1).mean(1) * given.weight).mean()
+
+    def step(self, denoiser: Denoiser, latents: Tensor, rows: Tensor) -> float:
+        """One optimisation step on a batch, as `loss` takes it; the loss."""
+        recipe = self.recipe
+        loss = self.loss(denoiser, latents, rows)
         rate = recipe.rate(self.seconds / (60 * recipe.minutes))
         for optimizer, peak in ((self.muon, recipe.muon), (self.adamw, recipe.adamw)):
             optimizer.zero_grad(set_to_none=True)
