@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.methods import METHODS
+from diffaccel.methods.block_cache import BlockCache
 from diffaccel.methods.blockwise import Acs, Bac, Unified, Uniform
 from diffaccel.methods.by_effect import Effect
 from diffaccel.methods.configuration import load_config, save_config
+from diffaccel.methods.dkv import Dkv
+from diffaccel.methods.fast_dllm import FastDllm
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
 from diffaccel.methods.innovation import Innovation
 from diffaccel.methods.morse import Morse
+from diffaccel.methods.sparsed import SparseD
 from diffaccel.methods.speeds import SPEEDS
+from diffaccel.methods.ssd import Ssd
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
 
@@ -27,13 +32,18 @@ __all__ = [
     "Acceleration",
     "Acs",
     "Bac",
+    "BlockCache",
+    "Dkv",
     "Effect",
+    "FastDllm",
     "FirstBlock",
     "Fitted",
     "HyCa",
     "Innovation",
     "Morse",
     "Plan",
+    "SparseD",
+    "Ssd",
     "TaylorSeer",
     "Unified",
     "Uniform",

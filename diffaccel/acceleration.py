@@ -13,8 +13,9 @@ from torch import nn
 from diffaccel.branch_session import BranchSession
 from diffaccel.clock import Clock
 from diffaccel.denoisers import clocks, denoisers
+from diffaccel.dlm.attaching import attach, writes_text
 from diffaccel.gate import GatedSession
-from diffaccel.methods import Calibrated, Method, of_network, resolve
+from diffaccel.methods import Calibrated, Method, of_network, resolve, resolve_text
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.innovation import Innovation
 from diffaccel.methods.morse import Morse
@@ -144,8 +145,10 @@ def accelerate_pipeline(pipe: Pipeline, method: Chosen = "taylorseer", **options
 
     Args:
         pipe: a diffusers pipeline with a scheduler and a transformer or UNet; a
-            `diffaccel.pipelines.policy.PolicyPipeline`; or a policy of lerobot's, real-stanford/diffusion_policy's or
-            RDT's kind, whose own methods (`select_action`, `predict_action`) are then faster.
+            `diffaccel.pipelines.policy.PolicyPipeline`; a policy of lerobot's, real-stanford/diffusion_policy's or
+            RDT's kind, whose own methods (`select_action`, `predict_action`) are then faster; or a
+            `diffaccel.pipelines.text.TextDiffusionPipeline` or diffusers' `LLaDA2Pipeline`, for which there are methods
+            of their own.
         method: a name in `diffaccel.METHODS`, which takes the preset of the pipeline's class; a word in
             `diffaccel.SPEEDS`; a file of `diffaccel.save_config`; diffusers' `TaylorSeerCacheConfig` or
             `FirstBlockCacheConfig`; or an instance.
@@ -165,6 +168,9 @@ def accelerate_pipeline(pipe: Pipeline, method: Chosen = "taylorseer", **options
         raise TypeError(
             f"{type(pipe).__name__} is a network, not a pipeline: use diffaccel.accelerate(network, method, steps=...)"
         )
+    if writes_text(pipe):
+        attach(pipe, resolve_text(method, type(pipe).__name__, options))
+        return pipe
     networks, ticking = denoisers(pipe), clocks(pipe)
     chosen = resolve(method, type(pipe).__name__, options)
     for network in networks.values():

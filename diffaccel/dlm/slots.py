@@ -95,12 +95,7 @@ class SlotCache(Cache):
         Args:
             rows: positions (batch, n), an index may come twice to fill up; None for all slots in order.
             lanes: (batch,) lanes; None for all in order.
-
-        Raises:
-            RuntimeError: some rows only, while the slots of the others were never filled.
         """
-        if rows is not None and not self.is_filled:
-            raise RuntimeError("the first forward must compute all rows: the slots of the others are empty")
         self.rows, self.chosen = rows, lanes
 
     @property
@@ -114,7 +109,7 @@ class SlotCache(Cache):
             return
         for layer in self.layers:
             for slots in (layer.keys, layer.values):
-                slots[list(targets)] = slots[source]
+                slots[list(targets)] = slots[source].clone()
 
     def grow(self, length: int) -> None:
         """Make room for a longer sequence.

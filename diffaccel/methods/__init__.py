@@ -9,21 +9,27 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from diffaccel.forecast import Forecaster
 from diffaccel.methods.auto import Auto
+from diffaccel.methods.block_cache import BlockCache
 from diffaccel.methods.blockwise import Acs, Bac, Unified, Uniform
 from diffaccel.methods.by_effect import Effect
 from diffaccel.methods.checks import nearest
 from diffaccel.methods.conventions import is_diffusers_config, translated
+from diffaccel.methods.dkv import Dkv
+from diffaccel.methods.fast_dllm import FastDllm
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.fitted import Fitted
 from diffaccel.methods.hyca import HyCa
 from diffaccel.methods.innovation import Innovation
 from diffaccel.methods.morse import Morse
+from diffaccel.methods.sparsed import SparseD
 from diffaccel.methods.speeds import SPEEDS
+from diffaccel.methods.ssd import Ssd
 from diffaccel.methods.taylorseer import TaylorSeer
 from diffaccel.plan import Plan
 
 if TYPE_CHECKING:
     from diffaccel.dimensions import ByDimension
+    from diffaccel.dlm.decoding import TextMethod
     from diffaccel.sites import Site
 
 
@@ -48,8 +54,9 @@ class Method(Protocol):
 
 
 Kind = type[TaylorSeer | FirstBlock | HyCa | Fitted | Auto | Uniform | Acs | Effect | Innovation | Morse]
+TextKind = type[Dkv | FastDllm | BlockCache | SparseD | Ssd]
 
-METHODS: Mapping[str, Kind] = MappingProxyType(
+METHODS: Mapping[str, Kind | TextKind] = MappingProxyType(
     {
         "taylorseer": TaylorSeer,
         "first_block": FirstBlock,
@@ -63,6 +70,11 @@ METHODS: Mapping[str, Kind] = MappingProxyType(
         "effect": Effect,
         "innovation": Innovation,
         "morse": Morse,
+        "dkv": Dkv,
+        "fast_dllm": FastDllm,
+        "block_cache": BlockCache,
+        "sparsed": SparseD,
+        "ssd": Ssd,
     }
 )
 
@@ -95,8 +107,38 @@ def resolve(method: Any, pipeline: str, options: Mapping[str, Any]) -> Method:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an unknown name, or a configuration that cannot be had here.
-        TypeError: an option the method does not have, or something that is no method.
+        TypeError: an option the method does not have, something that is no method, or a method for text.
     """
+    found: Method = _resolved(method, pipeline, options)
+    if is_for_text(found):
+        raise TypeError(
+            f"{type(found).__name__} accelerates diffusion language models (TextDiffusionPipeline, LLaDA2Pipeline), "
+            f"and {pipeline} is none. Methods for it: {', '.join(_names(for_text=False))}"
+        )
+    return found
+
+
+def resolve_text(method: Any, pipeline: str, options: Mapping[str, Any]) -> TextMethod:
+    """The method meant for a pipeline of a diffusion language model; arguments and errors as in `resolve`."""
+    found: TextMethod = _resolved(method, pipeline, options)
+    if not is_for_text(found):
+        raise TypeError(
+            f"{type(found).__name__} forecasts features of pipelines with timesteps, and {pipeline} writes text. "
+            f"Methods for it: {', '.join(_names(for_text=True))}"
+        )
+    return found
+
+
+def is_for_text(method: Any) -> bool:
+    """Whether a method, or a class of methods, is one for diffusion language models."""
+    return bool(getattr(method, "is_for_text", False))
+
+
+def _names(for_text: bool) -> list[str]:
+    return [name for name, kind in METHODS.items() if is_for_text(kind) == for_text]
+
+
+def _resolved(method: Any, pipeline: str, options: Mapping[str, Any]) -> Any:
     from diffaccel.methods.configuration import is_config_file, load_config
 
     if isinstance(method, str) and method in SPEEDS:
@@ -115,16 +157,16 @@ def resolve(method: Any, pipeline: str, options: Mapping[str, Any]) -> Method:
         return kind.preset(pipeline, **options)
     elif is_diffusers_config(method):
         method = translated(method)
-    if isinstance(method, type) or not all(hasattr(method, part) for part in ("plan", "forecaster", "level")):
+    parts = ("applied",) if is_for_text(method) else ("plan", "forecaster", "level")
+    if isinstance(method, type) or not all(hasattr(method, part) for part in parts):
         raise TypeError(
             f"method must be a name ({', '.join((*METHODS, *SPEEDS))}), a .json or .yaml file, a configuration of "
             f"diffusers or an instance such as TaylorSeer(), got {method!r}"
         )
-    found: Method = method
     if not options:
-        return found
-    _check_options(type(found).__name__, type(found), options)
-    return dataclasses.replace(found, **options)
+        return method
+    _check_options(type(method).__name__, type(method), options)
+    return dataclasses.replace(method, **options)
 
 
 def written_out(method: Method) -> str:
