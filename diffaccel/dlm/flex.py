@@ -50,11 +50,11 @@ def missing(device: torch.device) -> str | None:
     if device.type == "cuda":
         return None if importlib.util.find_spec("triton") else "it needs the package triton: install it"
     if device.type != "cpu":
-        return f"it has no kernels for devices of type {device.type}: choose backend 'sdpa'"
+        return f"it has no kernels for devices of type {device.type}: choose backend 'gather'"
     compilers = (os.environ.get("CXX"), "g++", "clang++")
     if any(name and shutil.which(name) for name in compilers):
         return None
-    return "on a CPU it needs a C++ compiler, and neither g++ nor clang++ is on PATH: install one, or choose 'sdpa'"
+    return "on a CPU it needs a C++ compiler, and there is no g++ nor clang++: install one, or choose backend 'gather'"
 
 
 def tiles(pattern: Tensor, totals: Tensor, block_size: int, size: int | None = None) -> Tiles:
@@ -76,7 +76,7 @@ def tiles(pattern: Tensor, totals: Tensor, block_size: int, size: int | None = N
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, tiles: Tiles, scale: float) -> Tensor:
-    """Attention (batch, heads, length, d) over the kept entries; arguments as `token_attention` has them.
+    """Attention (batch, heads, length, d) over the kept entries; query, key and value as `token_attention` has them.
 
     The first call for each shape compiles a kernel, which takes from 5 to 50 seconds on a CPU.
     """

@@ -16,7 +16,8 @@ from torch import Tensor
 
 FORMS = ("paper", "released")
 _NEAR = 1e-9  # 0.28 * 25 is 7.000000000000001, which must not become 8
-_SCORES = 2**24  # scores held at a time, unless one query block has more
+_SCORES = {"cpu": 2**20}  # scores held at a time, unless one query block has more: what a cache holds
+_SCORES_ELSEWHERE = 2**24
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def build_pattern(
     before, after = in_prompt.sum(-1).tolist(), generation.sum(-1).tolist()
 
     pattern = torch.zeros(batch, heads, n, n, dtype=torch.bool, device=device)
-    step = max(1, _SCORES // (batch * heads * block_size * length))
+    step = max(1, _SCORES.get(device.type, _SCORES_ELSEWHERE) // (batch * heads * block_size * length))
     for i in range(0, n, step):
         rows = slice(i * block_size, (i + step) * block_size)
         scores = query[:, :, rows].float() @ key.transpose(-1, -2) * scale

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.dlm import flex
-from diffaccel.dlm.patterns import build_pattern, check_rho, first_generation_block, fit, schedule, token_mask
+from diffaccel.dlm.block_attention import gathered_attention, token_attention
+from diffaccel.dlm.patterns import build_pattern, check_rho, first_generation_block, fit, schedule
 
-BACKENDS = ("auto", "sdpa", "flex")
+BACKENDS = ("auto", "gather", "sdpa", "flex")
 _FLEX_FROM = 2048  # positions from which "auto" takes FlexAttention, on CUDA
-_ENTRIES = 2**28  # of a mask by position that are held at a time, unless one head has more
 
 
 class SparseRun:
@@ -33,8 +33,9 @@ class SparseRun:
         rho: share of key blocks kept: .5 for short tasks, .3 for long contexts in the paper.
         skip: share of the steps that are dense.
         form: "paper" or "released", see `diffaccel.dlm.patterns`.
-        backend: "flex" skips what is not attended to, in compiled code; "sdpa" computes all and masks, which is exact
-            and slower than dense; "auto" is flex on CUDA from 2,048 positions on, else sdpa.
+        backend: "flex" skips what is not attended to, in compiled code; "gather" copies what is attended to; "sdpa"
+            computes all and masks, which is slower than dense. "auto" is gather on CPUs; on CUDA flex from 2,048
+            positions on; else sdpa. All give the same up to rounding.
 
     Attributes:
         schedule: dense steps, the step that builds the pattern, sparse steps.
@@ -142,8 +143,10 @@ class SparseRun:
         if module in self._tiles and self._tiles[module].pattern.shape[-1] == self._blocks(length):
             return flex.attend(query, key, value, self._tiles[module], scale)
         pattern = self._pattern(module, length)
-        if not self._flex(query.device, length):
-            return token_attention(query, key, value, pattern, totals, self.block_size, scale)
+        backend = self._chosen(query.device, length)
+        if backend != "flex":
+            attention = gathered_attention if backend == "gather" else token_attention
+            return attention(query, key, value, pattern, totals, self.block_size, scale)
         self._tiles[module] = flex.tiles(pattern, totals, self.block_size)
         return flex.attend(query, key, value, self._tiles[module], scale)
 
@@ -190,46 +193,18 @@ class SparseRun:
                 )
             self._checked = weakref.ref(mask)
 
-    def _flex(self, device: torch.device, length: int) -> bool:
+    def _chosen(self, device: torch.device, length: int) -> str:
         if self.backend != "auto":
-            return self.backend == "flex"
-        return device.type == "cuda" and length >= _FLEX_FROM and flex.missing(device) is None
+            return self.backend
+        if device.type == "cpu":
+            return "gather"
+        return "flex" if device.type == "cuda" and length >= _FLEX_FROM and flex.missing(device) is None else "sdpa"
 
     def _lane_totals(self, device: torch.device) -> Tensor:
         return torch.tensor([self._totals[lane] for lane in self._lanes], device=device)
 
     def _blocks(self, length: int) -> int:
         return -(-length // self.block_size)
-
-
-def token_attention(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Tensor, totals: Tensor, block_size: int, scale: float
-) -> Tensor:
-    """Attention by a mask over positions: the exact reference, a few heads at a time.
-
-    Args:
-        query: (batch, heads, length, d).
-        key: (batch, kv_heads, length, d).
-        value: (batch, kv_heads, length, d).
-        pattern: bool (batch, heads, n, n), see `build_pattern`.
-        totals: positions of each sequence, (batch,); what follows is padding.
-        block_size: positions of a block.
-        scale: of the scores.
-
-    Returns:
-        (batch, heads, length, d).
-    """
-    batch, heads, length, _ = query.shape
-    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    valid = torch.arange(length, device=query.device) < totals[:, None]
-    step = max(1, _ENTRIES // (batch * length * length))
-    parts = []
-    for h in range(0, heads, step):
-        some = slice(h, h + step)
-        mask = token_mask(pattern[:, some], block_size, length) & valid[:, None, None]
-        q, k, v = query[:, some], key[:, some], value[:, some]
-        parts.append(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
-    return torch.cat(parts, dim=1)
 
 
 def _seconds(device: torch.device) -> float:

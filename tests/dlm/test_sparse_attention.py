@@ -22,9 +22,9 @@ from transformers import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from diffaccel.dlm import flex
+from diffaccel.dlm.block_attention import gathered_attention, token_attention
 from diffaccel.dlm.patterns import FORMS, build_pattern, token_mask
 from diffaccel.dlm.sparse_attention import SparseRun, sparse
-from diffaccel.dlm.sparse_run import token_attention
 
 WORDS = 50
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
@@ -87,11 +87,12 @@ def test_with_every_block_kept_the_model_is_itself(family: str, attention: str) 
             torch.testing.assert_close(found[step][row, :length], dense[step][row, :length], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["auto", "gather", "sdpa"])
 @pytest.mark.parametrize("form", FORMS)
-def test_sparse_steps_see_the_blocks_kept_at_the_pattern_step_and_no_others(form: str) -> None:
+def test_sparse_steps_see_the_blocks_kept_at_the_pattern_step_and_no_others(form: str, backend: str) -> None:
     model = make(attention="eager", layers=1)
     first, later = words(1, 43, seed=1), words(1, 43, seed=2)
-    run = SparseRun(steps=4, prompt=[23], generated=[20], block_size=4, rho=0.3, skip=0.25, form=form)
+    run = SparseRun(steps=4, prompt=[23], generated=[20], block_size=4, rho=0.3, skip=0.25, form=form, backend=backend)
     *full, sparse_logits = generate(model, run, [first] * run.schedule.full_steps + [later])
 
     # The pattern from the layer's own queries and keys of `first`, then dense attention under that mask.
@@ -168,13 +169,20 @@ def test_what_the_report_needs() -> None:
     assert run.seconds > 0
 
 
-def test_heads_in_pieces_are_heads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key, value = torch.randn(2, 4, 30, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
-    pattern = build_pattern(query, key, 1.0, [10, 8], [20, 9], 4, 0.4)
-    arguments = (query, key, value, pattern, torch.tensor([30, 17]), 4, 0.5)
-    whole = token_attention(*arguments)
-    monkeypatch.setattr("diffaccel.dlm.sparse_run._ENTRIES", 1)
-    torch.testing.assert_close(token_attention(*arguments), whole, rtol=0, atol=1e-6)
+def test_pieces_are_the_whole_and_gathered_blocks_are_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    for lengths, form in (((30, 17), "paper"), ((28, 28), "paper"), ((28, 28), "released")):
+        prompt, longest = [10, 8], max(lengths)
+        query, key, value = (torch.randn(2, heads, longest, 8) for heads in (4, 2, 2))
+        generated = [total - p for total, p in zip(lengths, prompt, strict=True)]
+        pattern = build_pattern(query, key, 1.0, prompt, generated, 4, 0.4, form)
+        arguments = (query, key, value, pattern, torch.tensor(lengths), 4, 0.5)
+        wanted = token_attention(*arguments)
+        torch.testing.assert_close(gathered_attention(*arguments), wanted, rtol=0, atol=1e-6)
+        with monkeypatch.context() as pieces:
+            pieces.setattr("diffaccel.dlm.block_attention._MASKED", 1)
+            pieces.setattr("diffaccel.dlm.block_attention._GATHERED", 1)
+            for attention in (token_attention, gathered_attention):
+                torch.testing.assert_close(attention(*arguments), wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -321,7 +329,7 @@ def test_without_a_compiler_flex_is_refused_before_anything_changes(monkeypatch:
     with pytest.raises(RuntimeError, match=r"C\+\+ compiler"), sparse(model, run):
         pass
     assert model.config._attn_implementation == "sdpa"
-    assert "sdpa" in str(flex.missing(torch.device("mps")))
+    assert "gather" in str(flex.missing(torch.device("mps")))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +340,7 @@ def test_without_a_compiler_flex_is_refused_before_anything_changes(monkeypatch:
         ({"rho": 0.0}, "rho"),
         ({"form": "new"}, "form"),
         ({"block_size": 0}, "block_size"),
-        ({"backend": "xformers"}, "choose one of auto, sdpa, flex"),
+        ({"backend": "xformers"}, "choose one of auto, gather, sdpa, flex"),
         ({"prompt": []}, "per sequence"),
         ({"generated": [4]}, "per sequence"),
         ({"generated": [4, 0]}, "generated"),
