@@ -164,8 +164,9 @@ class PromptDecode:
         check_whole("refresh", self.refresh, 1)
 
     def reused(self, view: View) -> Flags:
-        prompt = Prefill().reused(view)
-        return prompt if view.before is None or view.index % self.refresh == 0 else prompt | view.before
+        if view.before is None or view.index % self.refresh == 0:
+            return Prefill().reused(view)
+        return view.before.copy()  # holds the prompt
 
 
 @dataclass(frozen=True)

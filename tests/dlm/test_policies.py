@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -113,6 +113,7 @@ def test_greedy_of_the_oracles(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("shift", [None, "un_right"])
 @pytest.mark.parametrize("policy", DELAYED, ids=str)
 @given(run=runs(idle=True))
+@settings(max_examples=40)
 def test_a_row_is_reused_only_after_it_was_computed_with_its_token(
     policy: Policy, shift: Shift | None, run: tuple[int, Order]
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_row_is_reused_only_after_it_was_computed_with_its_token(
 @pytest.mark.parametrize("policy", OTHERS, ids=str)
 @pytest.mark.parametrize("shift", [None, "un", "un_right"])
 @given(run=runs())
+@settings(max_examples=40)
 def test_every_step_has_the_logits_it_needs(policy: Policy, shift: Shift | None, run: tuple[int, Order]) -> None:
     for view, rows, stored in steps(*run, policy, shift):
         check_rows(rows, view, shift, stored)

@@ -63,6 +63,12 @@ def test_un_right_reuses_no_masked_row_whatever_is_known(known: Flags) -> None:
     assert (reused[:-1] == (known & ~rows_needed(~known, shifted=True))[:-1])[1:].all()
 
 
+def test_the_last_row_of_un_right_goes_with_the_one_before() -> None:
+    assert reuse_flags(at([0, 1, 4], 5), "un_right").tolist() == [True, False, False, False, False]
+    assert reuse_flags(at([0, 3, 4], 5), "un_right").tolist() == [False, False, False, True, True]
+    assert reuse_flags(at([0], 1), "un_right").tolist() == [True]
+
+
 def test_each_variant_breaks_what_it_is_said_to_break() -> None:
     known = at([0, 1, 4], 6)
     assert reuse_flags(known, "un")[3]  # row 3 still carries a mask
