@@ -292,6 +292,7 @@ def test_rows_that_will_do(rows: Flags, of: View, shift: Shift | None, stored: F
         (at(3), view(), "un", ALL, "masked positions 2:"),
         (at(2), view(planned=(4,)), None, ALL, "masked positions 4:"),
         (at(4), view(planned=(4,)), "right", ALL, "masked positions 4:"),
+        (at(1), view(planned=(2, 4)), "right", ALL, "masked positions 4:"),
         (at(0), view(), "right", ALL, "masked positions 2, 4:.*un_right"),
         (np.ones(7, dtype=bool), view(), None, ALL, "another sequence"),
         (ALL, view(), None, np.ones(5, dtype=bool), r"stored rows of shape \(5,\)"),
