@@ -159,8 +159,9 @@ def block_lists(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def token_mask(pattern: Tensor, block_size: int, length: int) -> Tensor:
     """A pattern (batch, heads, n, n) by position: bool (batch, heads, length, length), True where attended."""
-    index = torch.arange(length, device=pattern.device) // block_size
-    return pattern.index_select(-2, index).index_select(-1, index)
+    *outer, q, k = pattern.shape
+    spread = pattern[..., :, None, :, None].expand(*outer, q, block_size, k, block_size)
+    return spread.reshape(*outer, q * block_size, k * block_size)[..., :length, :length]
 
 
 def fit(pattern: Tensor, n: int) -> Tensor:
