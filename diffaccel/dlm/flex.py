@@ -79,7 +79,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, tiles: Tiles, scale: float
     """Attention (batch, heads, length, d) over the kept entries; query, key and value as `token_attention` has them.
 
     The first call for each shape compiles a kernel, which takes from 5 to 50 seconds on a CPU.
+
+    Raises:
+        RuntimeError: gradients are on; the lists serve forwards only.
     """
+    if torch.is_grad_enabled() and query.requires_grad:
+        raise RuntimeError("FlexAttention has no lists for gradients here: generate under torch.inference_mode()")
     with torch._dynamo.config.patch(recompile_limit=_LENGTHS, accumulated_recompile_limit=_LENGTHS):
         return _compiled()(query, key, value, *tiles, scale)
 

@@ -200,6 +200,13 @@ def test_compiled_blocks_are_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(compiled[row, :length], masked[row, :length], rtol=0, atol=1e-5)
 
 
+def test_compiled_blocks_have_no_gradients() -> None:
+    query = torch.randn(1, 1, 8, 4, requires_grad=True)
+    tiles = flex.tiles(torch.ones(1, 1, 2, 2, dtype=torch.bool), torch.tensor([8]), 4)
+    with pytest.raises(RuntimeError, match="inference_mode"):
+        flex.attend(query, query, query, tiles, 1.0)
+
+
 def test_a_tile_is_skipped_only_with_all_of_its_blocks() -> None:
     pattern = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
     pattern[..., :4, :2] = True  # tile (0, 0) and (1, 0) whole
