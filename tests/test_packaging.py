@@ -29,6 +29,7 @@ SHIPPED_WEIGHTS = {
     "policy_drawer_open": ".safetensors",
     "policy_pick_place": ".safetensors",
     "sd_digits": ".safetensors",
+    "text_problems": ".safetensors",
 }
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

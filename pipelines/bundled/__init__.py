@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
+    from diffaccel.pipelines.bundled.language.problems import Problem
     from diffaccel.pipelines.policy import PolicyPipeline
+    from diffaccel.pipelines.text import TextDiffusionPipeline
 
 _FOLDERS = {"flux-digits": "flux_digits", "dit-digits": "dit_digits", "sd-digits": "sd_digits"}
 _UNCONDITIONAL = {"ddpm-digits": "ddpm_digits"}
 _POLICIES = {"drawer-open": "policy_drawer_open", "pick-place": "policy_pick_place"}
+_TEXT = {"text-problems": "text_problems"}
 _CHECKER, _CLIP, _RENDERS = "digits_checker", "clip_digits", "digits_renders"
 
 NAMES = tuple(_FOLDERS)
@@ -29,6 +32,8 @@ SINGLE = ("dit-digits",)
 """Those that draw one digit only: their prompts are classes, captions like all others but each a class of its own."""
 POLICIES = tuple(_POLICIES)
 """Tasks of MetaWorld that there is a bundled policy for."""
+TEXT = tuple(_TEXT)
+"""Names of the pipelines that write text."""
 OBSERVATIONS = "observations.safetensors"
 """File of recorded observations in the folder of a policy."""
 
@@ -170,6 +175,85 @@ def policy_observations(task: str = "pick-place", folder: Path | None = None) ->
     return observations
 
 
+def text_path(name: str = "text-problems") -> Path:
+    """The folder of a bundled language model, for ``TextDiffusionPipeline.from_pretrained``.
+
+    Raises:
+        ValueError: there is no bundled language model of this name.
+        FileNotFoundError: its folder was not installed.
+    """
+    if name not in _TEXT:
+        raise ValueError(f"no bundled language model is called {name!r}; choose from {', '.join(TEXT)}")
+    return _folder(_TEXT[name])
+
+
+def text(name: str = "text-problems", folder: Path | None = None, **kwargs: Any) -> TextDiffusionPipeline:
+    """A small masked diffusion language model, in float32 unless ``dtype`` says otherwise (the files hold float16).
+
+    It answers problems with one right answer each: ``text()(text_prompts()[:4]).texts``.
+
+    Args:
+        name: one of ``TEXT``.
+        folder: of another model, written by ``python -m diffaccel.pipelines.bundled.language.export``.
+        kwargs: passed to ``TextDiffusionPipeline.from_pretrained``.
+
+    Raises:
+        ValueError: there is no bundled language model of this name.
+        FileNotFoundError: its folder was not installed.
+    """
+    import torch
+
+    from diffaccel.pipelines.text import TextDiffusionPipeline
+
+    if "torch_dtype" not in kwargs:
+        kwargs.setdefault("dtype", torch.float32)
+    kwargs.setdefault("local_files_only", True)
+    made: TextDiffusionPipeline = TextDiffusionPipeline.from_pretrained(
+        text_path(name) if folder is None else folder, **kwargs
+    )
+    return made
+
+
+def text_problems(
+    kind: str, count: int, split: Literal["train", "held-out"] = "held-out", seed: int = 0
+) -> list[Problem]:
+    """Problems of one kind that the bundled language model was trained on, or such as were held out.
+
+    Each has a ``prompt`` and an ``answer``, which the text after the prompt has to equal.
+
+    Args:
+        kind: one of ``diffaccel.pipelines.bundled.language.problems.KINDS``, such as "totals".
+        count: how many, all different.
+        split: "train" or "held-out".
+        seed: of the problems.
+
+    Raises:
+        ValueError: there is no such kind or split.
+    """
+    from diffaccel.pipelines.bundled.language.problems import problems
+
+    _check_split(split)
+    return problems(kind, count, split, seed)
+
+
+def text_prompts(count: int = 60, split: Literal["train", "held-out"] = "held-out", seed: int = 0) -> list[str]:
+    """Prompts of all kinds in turn, so that any first few hold all kinds in equal parts.
+
+    Args:
+        count: how many, all different.
+        split: "train" or "held-out".
+        seed: of the problems.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    from diffaccel.pipelines.bundled.language.problems import KINDS
+
+    each = -(-count // len(KINDS))
+    kinds = [text_problems(kind, each, split, seed) for kind in KINDS]
+    return [problem.prompt for problems in zip(*kinds, strict=True) for problem in problems][:count]
+
+
 def checker() -> DigitsChecker:
     """The network that reads a picture and says which caption it shows: ``checker().read(images)``.
 
@@ -224,8 +308,12 @@ def prompts(split: Literal["train", "held-out"] = "held-out", name: str = "flux-
     """
     from diffaccel.pipelines.bundled.digits.captions import mixed_scenes
 
-    if split not in ("train", "held-out"):
-        raise ValueError(f"split must be 'train' or 'held-out', got {split!r}")
+    _check_split(split)
     if name not in _FOLDERS:
         raise ValueError(f"no bundled pipeline that takes prompts is called {name!r}; choose from {', '.join(NAMES)}")
     return [scene.caption for scene in mixed_scenes(split) if not scene.layout or name not in SINGLE]
+
+
+def _check_split(split: str) -> None:
+    if split not in ("train", "held-out"):
+        raise ValueError(f"split must be 'train' or 'held-out', got {split!r}")

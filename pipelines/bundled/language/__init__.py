@@ -1,0 +1,1 @@
+"""What the bundled masked diffusion language model is trained on, and how."""
