@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffaccel.dlm.adapters import Denoiser
 from diffaccel.dlm.conventions import Conventions
+from diffaccel.dlm.decode import check_whole
 from diffaccel.dlm.decoding import Decoding
 from diffaccel.dlm.generation import Generation, Sequences
+from diffaccel.dlm.prompts import Generators, Prompt, decoded, encoded, seeds
 from diffaccel.dlm.report import TextReport
+from diffaccel.dlm.rule import Rule
 from diffaccel.dlm.scores import Remasking, Sampler
-from diffaccel.dlm.sequence import Rule
 
-Prompt = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
-Generators = torch.Generator | Sequence[torch.Generator] | None
 Callback = Callable[[Any, int, int, dict[str, Any]], Any]
-
-MASKED = "▒"
-"""How a position that is not decoded yet is shown."""
 
 
 @dataclass
@@ -63,7 +59,7 @@ class TextDiffusionPipeline(DiffusionPipeline):
 
     Raises:
         TypeError: no decoder-only model of transformers.
-        ValueError: a mask token that neither the tokenizer nor the argument names.
+        ValueError: a mask token that neither the tokenizer nor the argument names, or that the model does not know.
     """
 
     model_cpu_offload_seq = "model"
@@ -84,6 +80,8 @@ class TextDiffusionPipeline(DiffusionPipeline):
         mask = mask_token_id if mask_token_id is not None else getattr(tokenizer, "mask_token_id", None)
         if mask is None:
             raise ValueError("the tokenizer has no mask token: pass mask_token_id (LLaDA's is 126336, Dream's 151666)")
+        if not 0 <= int(mask) < (known := model.get_input_embeddings().num_embeddings):
+            raise ValueError(f"mask_token_id={mask}, but {type(model).__name__} knows 0 to {known - 1}: pass its own")
         end = eos_token_id if eos_token_id is not None else getattr(tokenizer, "eos_token_id", None)
         self.register_modules(model=model, tokenizer=tokenizer)
         self.register_to_config(
@@ -152,14 +150,13 @@ class TextDiffusionPipeline(DiffusionPipeline):
         """
         generated = self.config.gen_length if gen_length is None else gen_length
         steps = generated if num_inference_steps is None else num_inference_steps
-        for name, value in (("gen_length", generated), ("num_inference_steps", steps)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_whole("gen_length", generated, 1)
+        check_whole("num_inference_steps", steps, 1)
         if steps > generated:
             raise ValueError(
                 f"num_inference_steps={steps} for gen_length={generated}: a step decodes at least one token"
             )
-        if cfg_scale < 0:
+        if not 0 <= cfg_scale < float("inf"):
             raise ValueError(f"cfg_scale must be 0 (no guidance) or more, got {cfg_scale}")
         sampler = Sampler(
             remasking or ("maskgit_plus" if self.config.shift else "low_confidence"),
@@ -171,8 +168,33 @@ class TextDiffusionPipeline(DiffusionPipeline):
         counts = "dream" if sampler.of_dream else "llada"
         rule = Rule(counts, threshold, factor, entropy_bound, quota=self.config.block_causal is not None)
         block = self.config.block_length if block_length is None else block_length
+        if self.config.block_causal not in (None, block) and block is not None:
+            raise ValueError(
+                f"block_length={block} for a model whose blocks are {self.config.block_causal} long: leave it out"
+            )
         return Decoding(self.conventions, generated, steps, block, sampler, rule, cfg_scale, eos_early_stop)
 
+    @overload
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        generator: Generators = None,
+        callback_on_step_end: Callback | None = None,
+        return_dict: Literal[True] = True,
+        **how: Any,
+    ) -> TextDiffusionOutput: ...
+    @overload
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        generator: Generators = None,
+        callback_on_step_end: Callback | None = None,
+        *,
+        return_dict: Literal[False],
+        **how: Any,
+    ) -> tuple[list[str], list[Tensor]]: ...
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -198,18 +220,20 @@ class TextDiffusionPipeline(DiffusionPipeline):
             cfg_scale: classifier-free guidance; above 0 every forward is computed with and without the prompt.
             remasking: how positions are ranked; see `diffaccel.dlm.scores.Sampler`. By default `"low_confidence"`, or
                 `"maskgit_plus"` for models that shift.
-            threshold, factor, entropy_bound: decode as many positions a step as are sure; see `sequence.Rule`.
+            threshold, factor, entropy_bound: decode as many positions a step as are sure; see
+                `diffaccel.dlm.rule.Rule`.
             top_p, top_k, alg_temp: of Dream's rules.
             eos_early_stop: leave out the blocks after one that ends the text.
 
         Raises:
-            TypeError: an argument that there is not.
+            TypeError: an argument that there is not, or a prompt that is neither text nor tokens.
             ValueError: an argument that is out of range or fits no other, or one that the acceleration does not allow.
         """
         generation = self._generation(prompt, messages, generator, how)
         total, before = len(generation.prompts) * generation.how.generated, 0
-        with self.progress_bar(total=total) as bar:
-            for number, sequences in enumerate(generation):
+        # Closed in any case: a run that fails in a callback must take its hooks off the model.
+        with closing(generation.run()) as rounds, self.progress_bar(total=total) as bar:
+            for number, sequences in enumerate(rounds):
                 done = self._decoded(sequences, generation)
                 bar.update(done - before)
                 before = done
@@ -227,11 +251,16 @@ class TextDiffusionPipeline(DiffusionPipeline):
     ) -> Iterator[TextDiffusionOutput]:
         """As a call, but yields what is written so far before each forward, and at last all of it.
 
-        Positions that are not decoded yet are shown as `MASKED`. Arguments and errors are those of a call; they are
-        raised at once.
+        Positions that are not decoded yet are shown as `diffaccel.dlm.prompts.MASKED`. Arguments and errors are those
+        of a call; they are raised at once.
         """
         generation = self._generation(prompt, messages, generator, how)
-        return (self._output(generation) for _ in generation)
+        return self._streamed(generation)
+
+    def _streamed(self, generation: Generation) -> Iterator[TextDiffusionOutput]:
+        with closing(generation.run()) as rounds:
+            for _ in rounds:
+                yield self._output(generation)
 
     def _generation(
         self,
@@ -245,35 +274,13 @@ class TextDiffusionPipeline(DiffusionPipeline):
         acceleration = getattr(self, "acceleration", None)
         plain = decoding if acceleration is None else acceleration.applied(decoding)
         denoiser = Denoiser(self.model, self.config.shift)
-        prompts = self._encoded(prompt, messages)
+        known = self.model.get_input_embeddings().num_embeddings
+        prompts = encoded(self.tokenizer, prompt, messages, known, self.config.mask_token_id)
         name = None if acceleration is None else str(acceleration.method)
-        generation = Generation(denoiser, plain, prompts, _seeds(generator, len(prompts)), name)
+        generation = Generation(denoiser, plain, prompts, seeds(generator, len(prompts)), name)
         if plain.conventions.block_causal is None:
             denoiser.check_bidirectional()
         return generation
-
-    def _encoded(self, prompt: Prompt | None, messages: Sequence[Mapping[str, str]] | None) -> list[NDArray[np.int64]]:
-        """Tokens of each prompt, without padding."""
-        if (prompt is None) == (messages is None):
-            raise ValueError("give either prompt or messages")
-        if messages is not None:
-            if not getattr(self.tokenizer, "chat_template", None):
-                raise ValueError("messages need a tokenizer with a chat template, and this one has none: give a prompt")
-            found = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            rows: Any = [found["input_ids"]]
-        elif isinstance(prompt, str):
-            rows = [self.tokenizer(prompt)["input_ids"]]
-        elif isinstance(prompt, Tensor):
-            rows = prompt.tolist() if prompt.ndim == 2 else [prompt.tolist()]
-        else:
-            rows = [self.tokenizer(one)["input_ids"] if isinstance(one, str) else list(one) for one in prompt or []]
-        if not rows:
-            raise ValueError("there is no prompt in the list")
-        mask = self.config.mask_token_id
-        prompts = [np.asarray(row, dtype=np.int64).reshape(-1) for row in rows]
-        if any((one == mask).any() for one in prompts):
-            raise ValueError(f"a prompt holds the mask token ({mask}): it stands for what is to be written")
-        return prompts
 
     def _decoded(self, sequences: Sequences, generation: Generation) -> int:
         mask = self.config.mask_token_id
@@ -288,29 +295,6 @@ class TextDiffusionPipeline(DiffusionPipeline):
         parts = zip(generation.sequences, generation.prompts, strict=True)
         answers = [one[len(prompt) :] for one, prompt in parts]
         sequences = [torch.from_numpy(answer.copy()) for answer in answers]
-        return TextDiffusionOutput([self._text(answer) for answer in answers], sequences, report)
-
-    def _text(self, tokens: NDArray[np.int64]) -> str:
-        """A text up to its end, with `MASKED` where nothing is decoded yet."""
         end, mask = self.config.eos_token_id, self.config.mask_token_id
-        ends = np.flatnonzero(tokens == end) if end is not None else np.empty(0, dtype=np.intp)
-        kept = tokens[: ends[0]] if len(ends) else tokens
-        # Masks split the text: a tokenizer may drop its mask token, or join what stands around it.
-        places = np.flatnonzero(kept == mask)
-        pieces = np.split(kept, places)
-        decoded = [self.tokenizer.decode(piece[piece != mask].tolist(), skip_special_tokens=True) for piece in pieces]
-        return MASKED.join(decoded)
-
-
-def _seeds(generator: Generators, count: int) -> list[int]:
-    """One seed for each prompt. A prompt's depends on its place in the list only, not on how many follow."""
-    if isinstance(generator, Sequence):
-        if len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} prompts: give one for each, or a single one")
-        return [_seed(one) for one in generator]
-    return [_seed(generator) for _ in range(count)]
-
-
-def _seed(generator: torch.Generator | None) -> int:
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
+        texts = [decoded(self.tokenizer, answer, end, mask) for answer in answers]
+        return TextDiffusionOutput(texts, sequences, report)

@@ -80,8 +80,11 @@ class Denoiser:
             ValueError: it has layers with a sliding window, or without attention.
         """
         config = self.model.config.get_text_config(decoder=True)
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-        if kinds:
+        own = getattr(config, "layer_types", None)
+        window = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+        kinds = set(own or [window]) - {"full_attention"}
+        if kinds or getattr(self.model, "_is_stateful", False):
+            kinds = kinds or {"recurrent"}
             raise ValueError(
                 f"{type(self.model).__name__} has layers of kind {', '.join(sorted(kinds))}: rows can only be reused "
                 "where every layer attends to all positions. Call the pipeline without this method"
@@ -99,7 +102,6 @@ class Denoiser:
         first = self(probe, torch.tensor([0], device=device))
         if torch.equal(first[0], first[1]):
             raise ValueError(
-                f"{type(self.model).__name__} stays causal when called with is_causal=False, so it cannot fill in masks: "
-                ""
-                "use a model whose attention follows that argument, as Llama's, Qwen2's and Mistral's do"
+                f"{type(self.model).__name__} stays causal when called with is_causal=False, so it cannot fill in "
+                "masks: use a model whose attention follows that argument, as Llama's, Qwen2's and Mistral's do"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from diffaccel.dlm.adapters import Denoiser
 from diffaccel.dlm.decoding import Decoding, TextMethod
 from diffaccel.dlm.report import TextReport
 from diffaccel.dlm.row_table import RowTable
@@ -54,7 +55,9 @@ class TextAcceleration:
         self.method, self._pipe = method, pipe
         self.last: TextReport | None = None
         # What the model rules out is refused here, what a call rules out when it comes: no method refuses this one.
-        method.applied(pipe.decoding(remasking="random"))
+        how = method.applied(pipe.decoding(remasking="random"))
+        if how.policy is not None:
+            Denoiser(pipe.model).check_rows_can_be_cached()
         pipe.acceleration = self
 
     def applied(self, to: Decoding) -> Decoding:

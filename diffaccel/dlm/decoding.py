@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from diffaccel.dlm.conventions import Conventions
 from diffaccel.dlm.policies import Policy
-from diffaccel.dlm.sequence import Course, Decoder, Rule, stepwise
+from diffaccel.dlm.rule import Rule
+from diffaccel.dlm.sequence import Course, stepwise
 from diffaccel.dlm.shift import Shift
 from diffaccel.dlm.ssd import Speculation, speculative
+from diffaccel.dlm.state import Decoder
 
 if TYPE_CHECKING:
     from diffaccel.dlm.scores import Sampler

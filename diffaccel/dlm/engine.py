@@ -12,9 +12,9 @@ from torch import Tensor
 
 from diffaccel.dlm.adapters import Denoiser
 from diffaccel.dlm.scores import Prediction, Sampler, guided
-from diffaccel.dlm.sequence import Ask, Decoder
 from diffaccel.dlm.slots import SlotCache
 from diffaccel.dlm.sparse_attention import SparseRun
+from diffaccel.dlm.state import Ask, Decoder
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Engine:
         sampler: makes tokens of logits.
         prompts: length of each sequence's prompt.
         generated: positions to fill, of each sequence.
-        mask: the mask token.
+        mask: the mask token; never an answer, however likely the network takes it.
         generators: one for each sequence, so that a sequence draws the same whatever its batch; None draws nothing.
         lanes: forwards a sequence may want at a time.
         cache: whether rows are kept.
@@ -101,6 +101,8 @@ class Engine:
             half = len(logits) // 2
             logits = [guided(logits[i], logits[half + i], self.scale) for i in range(half)]
         self._count(asks)
+        for one in logits:
+            one[:, self.mask] = -torch.inf  # a mask is no answer
         return [
             self.sampler.predict(one, ask.positions, self.generators[number])
             for one, (number, ask) in zip(logits, asks, strict=True)
@@ -158,7 +160,8 @@ class Engine:
         if bool((lengths < width).any()):
             visible = (torch.arange(width) < lengths[:, None]).to(self.device)
         if self.sparse is not None:
-            self.sparse.begin(self.counts.forwards, lanes)
+            # A threshold may need more forwards than there are steps.
+            self.sparse.begin(min(self.counts.forwards, self.sparse.steps - 1), lanes)
         return self.denoiser(tokens.to(self.device), keep, rows, visible, self.cache)
 
     def _inputs(self, asks: Sequence[tuple[int, Ask]]) -> list[tuple[int, int, Ask]]:

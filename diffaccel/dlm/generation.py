@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -21,7 +21,7 @@ Sequences = list[NDArray[np.int64]]
 
 
 class Generation:
-    """A batch of prompts being decoded. Iterating runs it: the sequences before each forward, and when decoded.
+    """A batch of prompts being decoded.
 
     Args:
         denoiser: the network.
@@ -67,7 +67,14 @@ class Generation:
         self.sequences: Sequences = [course.start.tokens for course in self.courses]
         self.seconds = 0.0
 
-    def __iter__(self) -> Iterator[Sequences]:
+    def run(self) -> Generator[Sequences]:
+        """Decode; yields the sequences before each forward, and when decoded. Close it to end it before that.
+
+        Raises:
+            RuntimeError: it has run already.
+        """
+        if self.engine.counts.forwards:
+            raise RuntimeError("a generation runs once: make another")
         decoders = [self.how.decoder(course, log) for course, log in zip(self.courses, self.logs, strict=True)]
         with ExitStack() as attached:
             model = self.denoiser.model
@@ -93,8 +100,6 @@ class Generation:
         table = RowTable(self.engine.lengths[0])
         for rows in counts.first:
             table.add(rows)
-        mask = self.how.conventions.mask_token_id
-        answers = [one[len(prompt) :] for one, prompt in zip(self.sequences, self.prompts, strict=True)]
         drafted = self.how.draft is not None
         return TextReport(
             network=type(self.denoiser.model).__name__,
@@ -104,7 +109,7 @@ class Generation:
             forwards=counts.forwards,
             rows=counts.rows,
             whole=counts.whole,
-            tokens=int(sum((answer != mask).sum() for answer in answers)),
+            tokens=sum(course.written(one) for course, one in zip(self.courses, self.sequences, strict=True)),
             seconds=self.seconds,
             cache=0 if cache is None else cache.nbytes,
             table=table,

@@ -22,7 +22,7 @@ class TextReport:
         forwards: calls of the network.
         rows: rows computed, each a position of a text in a forward; without padding.
         whole: rows there would have been had these forwards computed all.
-        tokens: tokens decoded.
+        tokens: tokens decoded, without those that fill up after the end of a text.
         seconds: of the call, decoding only.
         cache: bytes of the stored keys and values.
         table: rows of the first text at each of its forwards.

@@ -15,6 +15,7 @@ from torch import Tensor
 Remasking = Literal["low_confidence", "random", "maskgit_plus", "topk_margin", "entropy", "origin"]
 LLADA: tuple[str, ...] = ("low_confidence", "random")
 DREAM: tuple[str, ...] = ("maskgit_plus", "topk_margin", "entropy", "origin")
+_RANKED = DREAM[:-1]  # "origin" knows no confidence
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Sampler:
             `"maskgit_plus"` (probability of the token), `"topk_margin"` (of the two likeliest), `"entropy"` (negative)
             or `"origin"` (random), as Dream.
         temperature: 0 takes the likeliest token.
-        top_p, top_k: as everywhere, used by Dream's rules at a temperature above 0.
+        top_p, top_k: as everywhere, of Dream's rules; at temperature 0 they only change confidences.
         alg_temp: above 0, positions are drawn by their confidence instead of taken in its order (Dream).
 
     Raises:
@@ -74,10 +75,15 @@ class Sampler:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
-        if (self.top_p is not None or self.top_k is not None) and not (self.of_dream and self.temperature):
+        if (self.top_p is not None or self.top_k is not None) and not self.of_dream:
             raise ValueError(
                 "top_p and top_k shape Dream's sampling: give one of its remasking rules "
-                f"({', '.join(DREAM)}) and a temperature above 0, or leave them out"
+                f"({', '.join(DREAM)}), or leave them out"
+            )
+        if self.alg_temp and self.remasking not in _RANKED:
+            raise ValueError(
+                f"alg_temp draws positions by the confidence of Dream's rules {', '.join(_RANKED)}: give one of them "
+                f"(remasking is {self.remasking!r}), or leave it out"
             )
 
     @property
@@ -103,25 +109,24 @@ class Sampler:
         probabilities = logits.softmax(-1)
         entropy = torch.special.entr(probabilities).sum(-1)
         best = logits.topk(2, dim=-1).values
+        if self.of_dream:
+            probabilities = self._shaped(logits).softmax(-1)
         if not self.temperature:
             tokens = logits.argmax(-1)
         elif self.of_dream:
-            probabilities = self._tempered(logits).softmax(-1)
             tokens = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
         else:
             tokens = _gumbel_max(logits, self.temperature, generator)
-        confidence = self._confidence(probabilities, tokens, entropy, generator)
+        confidence = self._confidence(probabilities, tokens, generator)
         moved = [tensor.double().cpu().numpy() for tensor in (confidence, entropy, best[:, 0] - best[:, 1])]
         return Prediction(positions, tokens.cpu().numpy(), *moved)
 
-    def _confidence(
-        self, probabilities: Tensor, tokens: Tensor, entropy: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
+    def _confidence(self, probabilities: Tensor, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.remasking == "topk_margin":
             first, second = probabilities.topk(2, dim=-1).values.unbind(-1)
             confidence = first - second
         elif self.remasking == "entropy":
-            confidence = -(torch.special.entr(probabilities).sum(-1) if self.temperature else entropy)
+            confidence = -torch.special.entr(probabilities).sum(-1)
         elif self.remasking == "origin":
             return torch.rand(len(tokens), generator=generator, dtype=torch.float64)
         else:
@@ -133,9 +138,9 @@ class Sampler:
         u = torch.rand(len(tokens), generator=generator, dtype=torch.float64).to(confidence.device)
         return confidence.double() / self.alg_temp - (-u.log()).log()
 
-    def _tempered(self, logits: Tensor) -> Tensor:
+    def _shaped(self, logits: Tensor) -> Tensor:
         """Logits over the temperature, unlikely tokens struck out."""
-        logits = logits / self.temperature
+        logits = logits / (self.temperature or 1)
         if self.top_p is not None:
             ordered, order = logits.sort(-1, descending=True)
             passed = ordered.softmax(-1).cumsum(-1) > self.top_p

@@ -1,15 +1,9 @@
-"""One sequence while it is decoded: pure bookkeeping, which asks for forwards and never runs one.
-
-A decoder is a generator: it yields the forwards it wants and is sent what they predict. Whoever runs it may put the
-forwards of many sequences into one batch; none knows of the others.
-"""
+"""One sequence while it is decoded: what to ask the network at a state, and which state follows."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,119 +11,12 @@ from numpy.typing import NDArray
 from diffaccel.dlm import decode, policies
 from diffaccel.dlm.conventions import Conventions
 from diffaccel.dlm.policies import Policy, View, check_rows
-from diffaccel.dlm.shift import Flags, Shift, predicted
+from diffaccel.dlm.rule import Rule
+from diffaccel.dlm.shift import Flags, Shift, predicted, rows_needed
+from diffaccel.dlm.state import Ask, Decoder, Places, State
 
 if TYPE_CHECKING:
     from diffaccel.dlm.scores import Prediction, Sampler
-
-Places = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A forward that a decoder wants.
-
-    Attributes:
-        tokens: (L,) the sequence.
-        rows: (L,) the rows to compute.
-        positions: (m,) what to predict.
-        visible: the positions from here on do not exist yet.
-        step: step of the run whose decision it serves.
-        lane: which of the sequence's own lanes it runs in.
-        source: the lane whose slots that lane takes over first; its own if None.
-    """
-
-    tokens: NDArray[np.int64]
-    rows: Flags
-    positions: Places
-    visible: int
-    step: int
-    lane: int = 0
-    source: int | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it computes all rows there are."""
-        return bool(self.rows[: self.visible].all())
-
-
-Decoder: TypeAlias = "Generator[list[Ask], list[Prediction], NDArray[np.int64]]"
-"""Yields forwards, is sent their predictions in the same order, returns the decoded sequence (L,)."""
-
-
-@dataclass(frozen=True)
-class State:
-    """A sequence at the start of a step. Nothing in it is ever changed; a step makes a new one.
-
-    Attributes:
-        tokens: (L,) prompt, then decoded tokens and masks.
-        known: (L,) what is not masked.
-        stored: (L,) rows that have been computed at some time.
-        block: number of the block being decoded.
-        index: step within the block.
-        step: step of the run.
-        before: (L,) `known` at the start of the step before; None at the first of a block.
-        counts: tokens to decode at each step of the block.
-        refreshed: (L,) `known` when all rows were computed last; None before the first step.
-    """
-
-    tokens: NDArray[np.int64]
-    known: Flags
-    stored: Flags
-    block: int = 0
-    index: int = 0
-    step: int = 0
-    before: Flags | None = None
-    counts: tuple[int, ...] = ()
-    refreshed: Flags | None = None
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How many of the masked positions a step decodes.
-
-    Attributes:
-        counts: `"llada"` (equal shares) or `"dream"` (by its noise schedule).
-        threshold: decode all that are this sure instead, and the surest if none is (Fast-dLLM).
-        factor: decode in order of confidence while rank r has 1 - factor / (r + 1) of it instead (Fast-dLLM).
-        entropy_bound: decode in order of entropy while the entropies before sum to no more instead.
-        quota: with a threshold: at least the step's share (LLaDA2), not at least one.
-
-    Raises:
-        ValueError: more than one of the three, or one out of its range.
-    """
-
-    counts: str = "llada"
-    threshold: float | None = None
-    factor: float | None = None
-    entropy_bound: float | None = None
-    quota: bool = False
-
-    def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in ("threshold", "factor", "entropy_bound")}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) > 1:
-            raise ValueError(f"give one of {' and '.join(given)}: they are different rules for the same decision")
-        for name, value in given.items():
-            if not value >= 0 or (name == "threshold" and value > 1):
-                raise ValueError(f"{name} must be {'in 0..1' if name == 'threshold' else '0 or more'}, got {value}")
-
-    @property
-    def is_parallel(self) -> bool:
-        """Whether confidence decides how many positions a step decodes."""
-        return any(value is not None for value in (self.threshold, self.factor, self.entropy_bound))
-
-    def choose(self, prediction: Prediction, count: int) -> Places:
-        """Indices into a prediction: what this step decodes, where its share would be `count`."""
-        if self.threshold is not None:
-            sure = decode.by_threshold(prediction.confidence, self.threshold)
-            few = self.quota and len(sure) < count
-            return decode.most_confident(prediction.confidence, count) if few else sure
-        if self.factor is not None:
-            return decode.by_factor(prediction.confidence, self.factor)
-        if self.entropy_bound is not None:
-            return decode.by_entropy_bound(prediction.entropy, self.entropy_bound)
-        return decode.most_confident(prediction.confidence, count)
 
 
 class Course:
@@ -150,7 +37,7 @@ class Course:
         generator: draws the order of positions where that is random.
 
     Raises:
-        ValueError: lengths that do not fit each other.
+        ValueError: lengths that do not fit each other, or a rule that does not fit the sampler.
     """
 
     def __init__(
@@ -168,6 +55,7 @@ class Course:
         stop_at_end: bool = True,
         generator: np.random.Generator | None = None,
     ) -> None:
+        rule.check(sampler)
         self.prompt, self.conventions, self.sampler, self.rule = len(prompt), conventions, sampler, rule
         self.policy, self.full_above, self.stop_at_end = policy, full_above, stop_at_end
         self.shift: Shift | None = shift if conventions.shift else None
@@ -211,9 +99,12 @@ class Course:
         rows = exists if self.policy is None else exists & policies.rows_to_compute(self.policy, view, self.shift)
         if rows.sum() > self.full_above * visible:
             rows = exists
+        masked, shifted = self.masked(state), self.shift is not None
+        if self.shift == "right" and not predicted(rows, shifted)[masked].any():
+            # It waits for rows that are reused; once there is nothing else to decode, they are computed.
+            rows = rows | rows_needed(_flags(masked, self.length), shifted)
         check_rows(rows | ~exists, view, self.shift, state.stored)
-        masked = self.masked(state)
-        positions = masked[predicted(rows, self.shift is not None)[masked]]
+        positions = masked[predicted(rows, shifted)[masked]]
         return Ask(state.tokens, rows, positions, visible, state.step)
 
     def successor(self, state: State, prediction: Prediction, asked: Ask | None = None) -> State:
@@ -238,6 +129,16 @@ class Course:
             refreshed = state.known if asked.is_whole else state.refreshed
             after = dataclasses.replace(after, stored=state.stored | asked.rows, refreshed=refreshed)
         return self._advanced(after)
+
+    def written(self, tokens: NDArray[np.int64]) -> int:
+        """How many of a sequence's tokens (L,) were decoded: what merely fills up after the end of a text is not."""
+        end = self.conventions.eos_token_id
+        decoded = tokens != self.conventions.mask_token_id
+        decoded[: self.prompt] = False
+        for block in self.blocks if self.stop_at_end and end is not None else ():
+            if (tokens[max(block.start, self.prompt) : block.stop] == end).any():
+                return int(decoded[: block.stop].sum())
+        return int(decoded.sum())
 
     def _advanced(self, state: State) -> State:
         """The state of the next step that decodes something: past finished blocks, and past steps that decode none."""
@@ -269,9 +170,9 @@ class Course:
         return tuple(int(p) for p in masked[np.argsort(self.order[masked])][: self._count(state)])
 
     def _count(self, state: State) -> int:
-        """Positions a step decodes; all that are left, should the steps have been used up."""
+        """Positions a step decodes; the last step takes all that are left."""
         left = len(self.masked(state))
-        return min(state.counts[state.index], left) if state.index < len(state.counts) else left
+        return min(state.counts[state.index], left) if state.index + 1 < len(state.counts) else left
 
     def _idles(self, state: State) -> bool:
         """Whether a step is known to decode nothing, so that its forward can be left out."""
@@ -295,6 +196,12 @@ def stepwise(course: Course) -> Decoder:
         (prediction,) = yield [asked]
         state = course.successor(state, prediction, asked)
     return state.tokens
+
+
+def _flags(positions: Places, length: int) -> Flags:
+    flags = np.zeros(length, dtype=bool)
+    flags[positions] = True
+    return flags
 
 
 def _ranks(known: Flags, generator: np.random.Generator | None) -> NDArray[np.intp]:

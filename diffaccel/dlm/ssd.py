@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffaccel.dlm.sequence import Ask, Course, Decoder, State
+from diffaccel.dlm.sequence import Course
+from diffaccel.dlm.shift import Flags
+from diffaccel.dlm.state import Ask, Decoder, State
 
 if TYPE_CHECKING:
     from diffaccel.dlm.scores import Prediction
@@ -27,8 +29,8 @@ class Speculation:
         accepted: nodes that counted, for each iteration; the first of each always does.
         drafted: nodes that were tried, for each iteration.
         margin: the least by which a decision on the way was made: the gap between a chosen token's logit and the next,
-            or between the confidences of the last position chosen and the first not chosen. Below the rounding of the
-            hardware, batches of another size could decide otherwise.
+            or what is missing for other positions to be chosen, see `diffaccel.dlm.rule.Rule.margin`. Below the
+            rounding of the hardware, batches of another size could decide otherwise.
     """
 
     accepted: list[int] = field(default_factory=list)
@@ -45,7 +47,7 @@ def speculative(course: Course, draft: int, log: Speculation, one_by_one: bool =
         log: is filled in.
         one_by_one: check node after node instead of all in one batch, for comparisons.
     """
-    state, lanes = course.start, _Lanes()
+    state, lanes = course.start, _Lanes(course.length)
     if course.done(state):
         return state.tokens
     asked = course.ask(state)
@@ -64,11 +66,11 @@ def speculative(course: Course, draft: int, log: Speculation, one_by_one: bool =
         log.accepted.append(last + 1)
         log.drafted.append(len(nodes))
         for before, seen, after in zip([state, *nodes], [prediction, *checks], nodes[: last + 1], strict=False):
-            log.margin = min(log.margin, margin(before, seen, after))
-        lanes.settle(asks, last)
+            log.margin = min(log.margin, margin(course, before, seen, after))
         state = nodes[last]
         if course.done(state):
             return state.tokens
+        lanes.settle(asks, last)
         prediction, asked = checks[last], asks[last]
 
 
@@ -85,7 +87,10 @@ def drafted(course: Course, state: State, prediction: Prediction, asked: Ask, dr
         ask = course.ask(node)
         if course.policy is not None and ask.is_whole:
             break
-        nodes.append(course.successor(node, prediction.at(course.masked(node)), ask))
+        guess = prediction.at(course.masked(node))
+        if not len(guess.positions):
+            break
+        nodes.append(course.successor(node, guess, ask))
     return nodes
 
 
@@ -95,29 +100,49 @@ def same(one: State, other: State) -> bool:
     return places and np.array_equal(one.tokens, other.tokens) and np.array_equal(one.known, other.known)
 
 
-def margin(before: State, prediction: Prediction, after: State) -> float:
+def margin(course: Course, before: State, prediction: Prediction, after: State) -> float:
     """By how much a step's decision was made; see `Speculation`."""
     chosen = after.known[prediction.positions] & ~before.known[prediction.positions]
-    least = float(prediction.gap[chosen].min()) if chosen.any() else float("inf")
-    if not chosen.any() or chosen.all():
+    least = float(prediction.gap[chosen].min(initial=np.inf))
+    if course.order is not None:  # which positions come next is no decision
         return least
-    return min(least, float(prediction.confidence[chosen].min() - prediction.confidence[~chosen].max()))
+    return min(least, course.rule.margin(prediction, int(chosen.sum())))
 
 
 class _Lanes:
-    """Which lanes hold the stored rows as they are now. A lane that does not takes them over from one that does."""
+    """Which rows of each lane are not what step-wise decoding would have stored by now.
 
-    def __init__(self) -> None:
-        self.fresh = {0}
+    One lane has none. A lane whose differing rows would be reused takes over what that one holds.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length, self._right = length, 0
+        self._differing = {0: np.zeros(length, dtype=bool)}
 
     def take(self, asked: Ask, lane: int) -> Ask:
         """The forward in this lane."""
-        source = None if lane in self.fresh or asked.is_whole else min(self.fresh)
-        self.fresh.add(lane)
+        reused = ~asked.rows & (np.arange(self._length) < asked.visible)
+        source = None
+        if (self._of(lane) & reused).any():
+            source, self._differing[lane] = self._right, np.zeros(self._length, dtype=bool)
         return dataclasses.replace(asked, lane=lane, source=source)
 
     def settle(self, asks: list[Ask], last: int) -> None:
-        """After a check up to the node `last`: a step that computed all rows is what is stored now, or is forgotten."""
-        for lane, asked in enumerate(asks):
-            if asked.is_whole:
-                self.fresh = {lane} if lane == last else self.fresh - {lane}
+        """After a check that went through up to the forward `last`.
+
+        Raises:
+            RuntimeError: that forward did not compute all rows that those before it did: the policy is not steady.
+        """
+        accepted = np.logical_or.reduce([asked.rows for asked in asks[: last + 1]])
+        if (accepted & ~asks[last].rows).any():
+            raise RuntimeError(
+                f"step {asks[last].step} reuses rows that a step of the same draft computed: self-speculative decoding "
+                "needs a policy whose stored rows only change at full steps"
+            )
+        for lane in self._differing.keys() | set(range(len(asks))):
+            written = asks[lane].rows if lane < len(asks) else False
+            self._differing[lane] = self._of(lane) | accepted | written
+        self._right, self._differing[last] = last, np.zeros(self._length, dtype=bool)
+
+    def _of(self, lane: int) -> Flags:
+        return self._differing.get(lane, np.ones(self._length, dtype=bool))

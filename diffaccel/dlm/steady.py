@@ -37,7 +37,7 @@ class Interval:
         check_whole("refresh", self.refresh, 1)
 
     def reused(self, view: View) -> Flags:
-        if view.index % self.refresh == 0 or view.refreshed is None:
+        if view.before is None or view.index % self.refresh == 0 or view.refreshed is None:
             return np.zeros_like(view.known)
         return view.refreshed.copy()
 
@@ -47,12 +47,22 @@ class Finished:
     """Block diffusion: finished blocks are reused, the one just finished is computed once more with its last tokens.
 
     Exact where attention is causal between blocks: a finished block's keys and values depend on nothing that follows.
+
+    Attributes:
+        block_length: of the grid; the last block may be shorter.
+
+    Raises:
+        ValueError: a block length below 1.
     """
 
+    block_length: int
     needs_order: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_whole("block_length", self.block_length, 1)
+
     def reused(self, view: View) -> Flags:
-        end = view.block.start if view.index else view.block.start - len(view.block)
+        end = view.block.start - (self.block_length if view.before is None else 0)
         return np.arange(len(view.known)) < (max(end, 0) if view.overall else 0)
 
 

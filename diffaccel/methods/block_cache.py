@@ -31,4 +31,4 @@ class BlockCache:
                 "block_cache needs a model whose attention is causal between blocks (TextDiffusionPipeline's "
                 "block_causal): in this one, finished blocks still see what follows. Use method='dkv' or 'fast_dllm'"
             )
-        return dataclasses.replace(to, policy=Finished())
+        return dataclasses.replace(to, policy=Finished(to.conventions.block_causal))

@@ -220,7 +220,8 @@ def _from_data(data: dict[str, Any], folder: Path, pipeline: str) -> Method:
         if key not in fields:
             raise ValueError(f"{name} has no option {key!r}{nearest(key, fields)} Options: {', '.join(fields)}.")
     read = {key: _option(key, fields[key], value, folder) for key, value in options.items()}
-    return kind.preset(pipeline, **{**SPEEDS.get(name, {}), **read, **made})
+    found: Any = kind.preset(pipeline, **{**SPEEDS.get(name, {}), **read, **made})  # a Method or a TextMethod
+    return found  # type: ignore[no-any-return]
 
 
 def _is_plan(value: Any) -> bool:

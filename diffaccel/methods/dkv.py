@@ -30,7 +30,8 @@ class Dkv:
             `"previous"` (paper).
         form: of `"decode"`: `"released"` computes the second step of each block, too; `"paper"` does not.
         shift: for models whose row p - 1 predicts position p: reuse row p when token p + 1 is known (`"un"`), token p
-            (`"right"`), or both (`"un_right"`).
+            (`"right"`: some positions wait for their row's next refresh; far worse in the paper), or both
+            (`"un_right"`).
         full_above: a step that would compute more than this share of the rows computes all of them, since picking rows
             costs more than it saves; 1 never does.
 

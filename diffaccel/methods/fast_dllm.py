@@ -37,7 +37,7 @@ class FastDllm:
             raise ValueError(f"cache must be one of {', '.join(CACHES)} or None, got {self.cache!r}")
         if self.threshold is not None and self.factor is not None:
             raise ValueError("give threshold or factor, not both: FastDllm(threshold=None, factor=1.0)")
-        if self.cache is self.threshold is self.factor is None:
+        if self.cache is None and self.threshold is None and self.factor is None:
             raise ValueError("FastDllm without a cache, a threshold or a factor accelerates nothing: give one of them")
         if not 0 < self.full_above <= 1:
             raise ValueError(f"full_above is a share of the rows, above 0 and at most 1, got {self.full_above}")
@@ -54,8 +54,6 @@ class FastDllm:
         if self.cache is not None and to.conventions.block_causal is not None:
             raise ValueError("this model's attention is causal between blocks: use method='block_cache' for its cache")
         if self.threshold is not None or self.factor is not None:
-            if not to.sampler.is_deterministic and to.sampler.alg_temp:
-                raise ValueError("alg_temp draws positions, threshold and factor choose them: leave one of them out")
             rule = dataclasses.replace(to.rule, threshold=self.threshold, factor=self.factor, entropy_bound=None)
             to = dataclasses.replace(to, rule=rule)
         if self.cache is None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffaccel.dlm.decoding import Decoding
+from diffaccel.methods.checks import check_whole
 
 if TYPE_CHECKING:
     from diffaccel.dlm.sparse_attention import SparseRun
 
 FORMS = ("paper", "released")
-BACKENDS = ("auto", "sdpa", "flex")
+BACKENDS = ("auto", "gather", "sdpa", "flex")
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class SparseD:
         skip: share of the steps with full attention, at the beginning.
         block_size: positions of a block; 32 for short tasks and 128 for long ones in the paper.
         form: `"paper"`, or `"released"`, the selection and the count of full steps of the authors' code.
-        backend: `"flex"`: compiled FlexAttention, which skips blocks. `"sdpa"`: a mask, exact, and slower than full
-            attention. `"auto"`: flex on CUDA from 2,048 positions on, else sdpa.
+        backend: `"flex"`: compiled FlexAttention, which skips blocks. `"gather"`: copies of the kept blocks. `"sdpa"`:
+            a mask, slower than full attention. `"auto"`: gather on CPUs; on CUDA flex from 2,048 positions on, else
+            sdpa.
 
     Raises:
         ValueError: an unknown word or a number out of range.
@@ -37,7 +39,7 @@ class SparseD:
     skip: float = 0.2
     block_size: int = 32
     form: Literal["paper", "released"] = "paper"
-    backend: Literal["auto", "sdpa", "flex"] = "auto"
+    backend: Literal["auto", "gather", "sdpa", "flex"] = "auto"
     is_for_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -49,8 +51,7 @@ class SparseD:
             raise ValueError(f"rho is the share of blocks that is kept, above 0 and at most 1, got {self.rho}")
         if not 0 <= self.skip <= 1:
             raise ValueError(f"skip is the share of steps with full attention, from 0 to 1, got {self.skip}")
-        if self.block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+        check_whole(self, block_size=1)
 
     @classmethod
     def preset(cls, pipeline: str, **options: Any) -> SparseD:

@@ -10,10 +10,12 @@ from diffaccel.dlm.decoding import Decoding, TextMethod
 from diffaccel.dlm.policies import Policy
 from diffaccel.dlm.steady import STEADY, Finished
 from diffaccel.methods.block_cache import BlockCache
+from diffaccel.methods.checks import check_whole
 from diffaccel.methods.dkv import Dkv
 from diffaccel.methods.fast_dllm import FastDllm
+from diffaccel.methods.sparsed import SparseD
 
-CACHES = {
+CACHES: dict[str, TextMethod] = {
     "interval": Dkv("interval"),
     "dkv": Dkv("interval"),
     "prefill": Dkv("prefill"),
@@ -43,12 +45,14 @@ class Ssd:
     is_for_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.draft < 1:
-            raise ValueError(f"draft must be at least 1, got {self.draft}: without a draft, leave the method off")
+        check_whole(self, draft=1)
         if isinstance(self.cache, str) and self.cache not in CACHES:
             raise ValueError(f"cache must be one of {', '.join(CACHES)}, a method or None, got {self.cache!r}")
-        if isinstance(self.cache, Ssd) or not (self.cache is None or isinstance(self._cache(), TextMethod)):
-            raise ValueError(f"cache must be one of {', '.join(CACHES)}, a method such as Dkv('interval'), or None")
+        if isinstance(self.cache, Ssd | SparseD) or not (self.cache is None or isinstance(self._cache(), TextMethod)):
+            raise ValueError(
+                f"cache must be one of {', '.join(CACHES)}, a method with a cache such as Dkv('interval'), or None, "
+                f"got {self.cache}"
+            )
 
     @classmethod
     def preset(cls, pipeline: str, **options: Any) -> Ssd:
@@ -69,7 +73,9 @@ class Ssd:
         return dataclasses.replace(to, draft=self.draft, one_by_one=self.one_by_one)
 
     def _cache(self) -> TextMethod | None:
-        found: TextMethod | None = CACHES[self.cache] if isinstance(self.cache, str) else self.cache
+        if isinstance(self.cache, str):
+            return CACHES[self.cache]
+        found: TextMethod | None = self.cache
         return found
 
 
