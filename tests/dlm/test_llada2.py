@@ -9,6 +9,7 @@ from diffusers import BlockRefinementScheduler, DDPMPipeline, DDPMScheduler, LLa
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from diffaccel import accelerate_pipeline
 from diffaccel.dlm.block_causal import block_causal, block_causal_mask
 from diffaccel.dlm.llada2 import Llada2Session
 from diffaccel.dlm.slots import SlotCache
@@ -288,6 +289,29 @@ def test_what_cannot_be_attached_is_refused_with_a_reason() -> None:
     session.attach()
     with pytest.raises(ValueError, match="training mode"):
         _generate(pipe, _prompt(5), 8)
+
+
+def test_the_handle_of_accelerate_pipeline() -> None:
+    pipe = _pipe(4)
+    plain = _generate(pipe, _prompt(8), 8, threshold=2.0, num_inference_steps=2, editing_threshold=None)
+    accelerate_pipeline(pipe, method="block_cache")
+    handle = pipe.acceleration
+    with pytest.raises(RuntimeError, match="nothing has been decoded"):
+        handle.report()
+    cached = _generate(pipe, _prompt(8), 8, threshold=2.0, num_inference_steps=2, editing_threshold=None)
+    assert torch.equal(plain, cached)
+    assert str(handle.plan).splitlines()[1:-1] == [
+        "step 0    ############....  12 of 16",
+        "step 1    ........####....  4 of 16",
+        "step 2    ........########  8 of 16",
+        "step 3    ............####  4 of 16",
+    ]
+    assert handle.report().as_dict()["rows"] == (12, 4, 8, 4)
+    handle.remove()
+    assert getattr(pipe, "acceleration", None) is None
+    assert "set_timesteps" not in vars(pipe.scheduler)
+    with pytest.raises(ValueError, match="use method='block_cache', which loses nothing"):
+        accelerate_pipeline(pipe, method="dkv")
 
 
 def test_who_sees_whom() -> None:
