@@ -201,7 +201,9 @@ def test_levels_are_those_of_the_library() -> None:
     assert COMMAND_LEVELS == LEVELS
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in ("generate", "generate-text", "info"))]
+)
 def test_help_and_version_import_no_torch(arguments: list[str]) -> None:
     program = (
         f"import sys; from diffaccel.cli import main; status = main({arguments}); assert 'torch' not in sys.modules"
@@ -217,7 +219,7 @@ def cli_root() -> Path:
 
 
 def test_names_of_commands_and_options_lead_to_an_error_of_usage(capsys: Capture) -> None:
-    unknown: Any = [["paint", "x"], ["generate", "x", "--colour"], ["generate"], ["info"], []]
+    unknown: Any = [["paint", "x"], ["generate", "x", "--colour"], ["generate"], ["generate-text"], ["info"], []]
     for arguments in unknown:
         status, out, err = run(capsys, *arguments)
         assert (status, out) == (2, "")

@@ -5,6 +5,7 @@ examples:
   diffaccel generate "a red 7 on a white background" -o seven.png
   diffaccel generate "a red 7 on a white background" "a blue 2 on a black background" --compare -o both.png
   diffaccel generate "a fox in the snow" --model black-forest-labs/FLUX.1-dev --method taylorseer --interval 6
+  diffaccel generate-text "sort 3141592653589793=" --method ssd --compare
   diffaccel info black-forest-labs/FLUX.1-dev --dtype bfloat16
 """
 GENERATE_EXAMPLES = """\
@@ -15,6 +16,16 @@ examples:
     diffaccel generate "a red 7 on a white background" --compare --interval 4 --order 2 -o both.png --json both.json
   a pipeline of your own, saved with pipe.save_pretrained("my-flux"):
     diffaccel generate "a fox in the snow" --model ./my-flux --method taylorseer --dtype bfloat16 --device cuda
+"""
+GENERATE_TEXT_EXAMPLES = """\
+examples:
+  an answer of the bundled model, shown while it is decoded:
+    diffaccel generate-text "sort 3141592653589793="
+  the same without and with a cache of keys and values, the numbers as JSON:
+    diffaccel generate-text "sort 3141592653589793=" --compare --method dkv:variant=interval,refresh=4 --json both.json
+  a checkpoint of your own, in blocks of 32 tokens:
+    diffaccel generate-text "Once upon a time" --model ./LLaDA-8B-Base --gen-length 128 --block-length 32 \\
+        --method fast_dllm --dtype bfloat16 --device cuda
 """
 INFO_EXAMPLES = """\
 examples:

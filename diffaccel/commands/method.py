@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffaccel.commands import UsageError
-from diffaccel.methods import METHODS, Method, resolve, written_out
+from diffaccel.methods import METHODS, Method, resolve, resolve_text, written_out
 from diffaccel.methods.spelling import label, parse_method
 from diffaccel.plan import Plan
 from diffaccel.report import format_bytes
+
+if TYPE_CHECKING:
+    from diffaccel.dlm.decoding import TextMethod
 
 OPTIONS = ("interval", "order", "warmup", "level", "forecast", "last")
 
@@ -31,6 +34,17 @@ def method_of(args: argparse.Namespace, pipeline: str, default: str | None = Non
         if twice := options.keys() & stated.keys():
             raise UsageError(f"--{min(twice)} is given twice, once in --method {text}: drop one")
         return resolve(name, pipeline, stated | options)
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def text_method_of(args: argparse.Namespace, pipeline: str, default: str | None = None) -> TextMethod | None:
+    """As `method_of`, for a pipeline that writes text."""
+    if (text := args.method or default) is None:
+        return None
+    try:
+        name, stated = parse_method(text)
+        return resolve_text(name, pipeline, stated)
     except (FileNotFoundError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 

@@ -6,12 +6,12 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from diffaccel.pipelines.bundled import NAMES, UNCONDITIONAL
+from diffaccel.pipelines.bundled import NAMES, TEXT, UNCONDITIONAL
 
 if TYPE_CHECKING:
     import torch
 
-BUNDLED = (*NAMES, *UNCONDITIONAL)
+BUNDLED = (*NAMES, *UNCONDITIONAL, *TEXT)
 
 
 def size_of(args: argparse.Namespace) -> dict[str, int]:

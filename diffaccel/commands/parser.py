@@ -13,11 +13,13 @@ from diffaccel.commands.examples import (
     EVALUATE_EXAMPLES,
     EXAMPLES,
     GENERATE_EXAMPLES,
+    GENERATE_TEXT_EXAMPLES,
     INFO_EXAMPLES,
     STATISTICS_EXAMPLES,
     TRAIN_DOT_EXAMPLES,
     TUNE_EXAMPLES,
 )
+from diffaccel.commands.text_options import add_generate_text
 from diffaccel.methods import METHODS
 from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import FORECASTS
@@ -43,6 +45,14 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_generate(
         _command(commands, "generate", "draw pictures, accelerated or both ways side by side", GENERATE_EXAMPLES)
+    )
+    add_generate_text(
+        _command(
+            commands,
+            "generate-text",
+            "write texts with a diffusion language model, accelerated or both ways",
+            GENERATE_TEXT_EXAMPLES,
+        )
     )
     _add_info(
         _command(commands, "info", "what a model holds and what accelerating it takes; loads no weights", INFO_EXAMPLES)
