@@ -100,12 +100,20 @@ class Course:
         if rows.sum() > self.full_above * visible:
             rows = exists
         masked, shifted = self.masked(state), self.shift is not None
-        if self.shift == "right" and not predicted(rows, shifted)[masked].any():
-            # It waits for rows that are reused; once there is nothing else to decode, they are computed.
-            rows = rows | rows_needed(_flags(masked, self.length), shifted)
+        if self.shift == "right":
+            rows = rows | self._overdue(view, masked, rows)
         check_rows(rows | ~exists, view, self.shift, state.stored)
         positions = masked[predicted(rows, shifted)[masked]]
         return Ask(state.tokens, rows, positions, visible, state.step)
+
+    def _overdue(self, view: View, masked: Places, rows: Flags) -> Flags:
+        """Rows that shift "right" reuses although nothing could be decoded, or not what is planned, without them."""
+        lacking = masked[~predicted(rows, True)[masked]]
+        if view.planned:
+            lacking = np.intersect1d(lacking, view.planned)
+        elif len(lacking) < len(masked):
+            lacking = lacking[:0]
+        return rows_needed(_flags(lacking, self.length), True)
 
     def successor(self, state: State, prediction: Prediction, asked: Ask | None = None) -> State:
         """The state after a step's decision.

@@ -77,20 +77,21 @@ def speculative(course: Course, draft: int, log: Speculation, one_by_one: bool =
 def drafted(course: Course, state: State, prediction: Prediction, asked: Ask, draft: int) -> list[State]:
     """The states that the next steps would lead to if the prediction held; the first is certain.
 
-    A draft ends with the block, and at a step that computes all rows: what follows would be reused from there.
+    A draft ends with the block, and before a step that reuses rows which a step of the same draft computes: steps are
+    checked side by side, so none sees what another stores.
     """
     nodes = [course.successor(state, prediction, asked)]
     while len(nodes) <= draft:
         node = nodes[-1]
         if course.done(node) or node.block != state.block:
             break
-        ask = course.ask(node)
-        if course.policy is not None and ask.is_whole:
-            break
-        guess = prediction.at(course.masked(node))
+        ask, guess = course.ask(node), prediction.at(course.masked(node))
         if not len(guess.positions):
             break
-        nodes.append(course.successor(node, guess, ask))
+        after = course.successor(node, guess, ask)
+        if course.policy is not None and not course.done(after) and (ask.rows & ~course.ask(after).rows).any():
+            break
+        nodes.append(after)
     return nodes
 
 

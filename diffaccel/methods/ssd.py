@@ -36,7 +36,7 @@ class Ssd:
         one_by_one: check one text after the other, for comparisons; saves no time.
 
     Raises:
-        ValueError: no draft, or a cache that changes from step to step, with which equality cannot be had.
+        ValueError: no draft, or a cache that changes from step to step, against which nothing can be drafted.
     """
 
     draft: int = 4
@@ -82,6 +82,6 @@ class Ssd:
 def _check(policy: Policy | None, method: TextMethod) -> None:
     if policy is not None and not isinstance(policy, (*STEADY, Finished)):
         raise ValueError(
-            f"ssd tries several steps against one state of the cache, and {method} changes it at every step, so the "
-            "text could differ from step-wise decoding: use cache='interval', 'prefill', 'prefix' or 'dual'"
+            f"ssd tries several steps against one state of the cache, and {method} changes it at every step, so no "
+            "draft could be longer than one: use cache='interval', 'prefill', 'prefix' or 'dual'"
         )
