@@ -42,7 +42,7 @@ def answered(
     return right
 
 
-def passages(pipe: TextDiffusionPipeline, count: int = PASSAGES) -> Tensor:
+def passages(pipe: TextDiffusionPipeline, count: int) -> Tensor:
     """Stretches of held-out source that lie evenly spread over it, tokens (count, 256)."""
     tokens = torch.tensor(pipe.tokenizer.backend_tokenizer.encode(python_source.text("held-out")).ids)
     starts = torch.linspace(0, len(tokens) - LENGTH, count).long()
@@ -67,7 +67,7 @@ def filled(pipe: TextDiffusionPipeline, tokens: Tensor, share: float, seed: int 
     return right.item(), F.cross_entropy(logits.float(), tokens[masked]).item()
 
 
-def measure(pipe: TextDiffusionPipeline, count: int) -> list[Row]:
+def measure(pipe: TextDiffusionPipeline, count: int, stretches: int = PASSAGES) -> list[Row]:
     """All numbers of the card: `count` held-out problems of each kind in each number of steps, then source."""
     rows: list[Row] = []
     with tqdm(total=count * len(KINDS) * len(STEPS), desc="problems", unit="problem") as bar:
@@ -77,7 +77,7 @@ def measure(pipe: TextDiffusionPipeline, count: int) -> list[Row]:
                 found = share_interval(answered(pipe, asked, steps, bar))
                 interval = {"low": found.low, "high": found.high}
                 rows.append({"what": kind, "steps": steps, "n": found.n, "exact": found.value, **interval})
-    tokens = passages(pipe)
+    tokens = passages(pipe, stretches)
     for share in SHARES:
         right, loss = filled(pipe, tokens, share)
         row: Row = {"what": "source", "masked": share, "n": len(tokens), "right": right, "loss": loss}
