@@ -17,6 +17,8 @@ TOKENS = 2304
 """Tokens of a batch, about."""
 SHORT = ("totals", "totals", "chain", "sorting")
 """Kinds of the short problems, as often as they are drawn."""
+LATE = ("totals", "chain", "sorting", "sorting")
+"""The same in the last third of the training: sorting takes longest to learn."""
 SHARES = (0.78, 0.10, 0.12)
 """Shares of batches of: short problems, short problems after a text, source alone."""
 
@@ -36,6 +38,11 @@ class Batches:
         self.source = torch.tensor(backend.encode(python_source.text(split)).ids)
         self.progress = 0.0
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of short problems at this time of the training."""
+        return SHORT if self.progress < 2 / 3 else LATE
+
     def draw(self) -> tuple[Tensor, Tensor]:
         """The next batch; its kind decides its size."""
         (make,) = self.random.choices((self.short, self.after, self.passages), SHARES)
@@ -43,7 +50,7 @@ class Batches:
 
     def short(self) -> tuple[Tensor, Tensor]:
         """Problems of one kind."""
-        make = KINDS[self.random.choice(SHORT)]
+        make = KINDS[self.random.choice(self.kinds)]
         rows = [self.encoded(self.taken(make))]
         rows += [self.encoded(self.taken(make)) for _ in range(TOKENS // len(rows[0]) - 1)]
         return self.stacked(rows)
@@ -54,7 +61,7 @@ class Batches:
         length = self.random.choice([n for n in (128, 256, 512, 1024, 2048) if n <= longest])
         rows = []
         for _ in range(max(1, TOKENS // length)):
-            row = self.encoded(self.taken(KINDS[self.random.choice(SHORT)]))
+            row = self.encoded(self.taken(KINDS[self.random.choice(self.kinds)]))
             rows.append(torch.cat([self.passage(length - len(row)), row]))
         return self.stacked(rows)
 
