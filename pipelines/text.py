@@ -80,7 +80,8 @@ class TextDiffusionPipeline(DiffusionPipeline):
         mask = mask_token_id if mask_token_id is not None else getattr(tokenizer, "mask_token_id", None)
         if mask is None:
             raise ValueError("the tokenizer has no mask token: pass mask_token_id (LLaDA's is 126336, Dream's 151666)")
-        if not 0 <= int(mask) < (known := model.get_input_embeddings().num_embeddings):
+        known = model.get_input_embeddings().num_embeddings
+        if not 0 <= int(mask) < known:
             raise ValueError(f"mask_token_id={mask}, but {type(model).__name__} knows 0 to {known - 1}: pass its own")
         end = eos_token_id if eos_token_id is not None else getattr(tokenizer, "eos_token_id", None)
         self.register_modules(model=model, tokenizer=tokenizer)

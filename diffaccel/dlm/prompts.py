@@ -91,10 +91,10 @@ def _row(tokenizer: Any, one: Any) -> list[int]:
     if isinstance(one, str):
         found: list[int] = tokenizer(one)["input_ids"]
         return found
-    row = one.tolist() if isinstance(one, Tensor | np.ndarray) else list(one)
-    if not all(isinstance(token, int) for token in row):
+    row = one.tolist() if isinstance(one, Tensor | np.ndarray) else one
+    if not isinstance(row, Sequence) or not all(isinstance(token, int) for token in row):
         raise TypeError(f"a prompt is a text or a list of tokens (whole numbers), got {one!r}")
-    return row
+    return list(row)
 
 
 def _chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -60,7 +60,7 @@ class Course:
         self.policy, self.full_above, self.stop_at_end = policy, full_above, stop_at_end
         self.shift: Shift | None = shift if conventions.shift else None
         if (grid := conventions.block_causal) is None:
-            self.blocks = decode.blocks(self.prompt, generated, block_length or generated)
+            self.blocks = decode.blocks(self.prompt, generated, generated if block_length is None else block_length)
             self.steps = decode.steps_of_blocks(steps, len(self.blocks))
         else:  # how many blocks there are depends on where the prompt ends, the steps of one do not
             self.blocks = decode.blocks(self.prompt, generated, grid, "zero")

@@ -98,6 +98,10 @@ class SlotCache(Cache):
         """
         self.rows, self.chosen = rows, lanes
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Every query sees all slots, also before there are any layers."""
+        return self.length, 0
+
     @property
     def is_filled(self) -> bool:
         """Whether there was a forward."""

@@ -83,10 +83,10 @@ def drafted(course: Course, state: State, prediction: Prediction, asked: Ask, dr
     nodes = [course.successor(state, prediction, asked)]
     while len(nodes) <= draft:
         node = nodes[-1]
-        if course.done(node) or node.block != state.block:
+        if course.done(node):
             break
         ask, guess = course.ask(node), prediction.at(course.masked(node))
-        if not len(guess.positions):
+        if not len(guess.positions):  # the next block, of which nothing is predicted yet
             break
         after = course.successor(node, guess, ask)
         if course.policy is not None and not course.done(after) and (ask.rows & ~course.ask(after).rows).any():

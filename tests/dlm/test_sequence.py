@@ -293,11 +293,81 @@ def test_a_cache_is_not_exact_in_the_toy() -> None:
     assert different > 5
 
 
-def test_steps_that_would_compute_nearly_all_rows_compute_all() -> None:
-    for share, fewest in ((1.0, 12), (0.8, 17), (0.5, 17)):
-        run = play(stepwise(course(12, policy=Prefill(), full_above=share)), Deep(17))
-        counts = {int(ask.rows.sum()) for asks in run.calls[1:] for ask in asks}
-        assert counts == {12 if share * 17 >= 12 else fewest}
+@pytest.mark.parametrize(("share", "computed"), [(1.0, 11), (11 / 16, 11), (0.68, 16), (0.1, 16)])
+def test_steps_that_would_compute_more_than_a_share_of_the_rows_compute_all(share: float, computed: int) -> None:
+    run = play(stepwise(course(11, policy=Prefill(), full_above=share)), Deep(16))
+    assert {int(ask.rows.sum()) for asks in run.calls[1:] for ask in asks} == {computed}
+
+
+@pytest.mark.parametrize("policy", [Decode(3), Prefix(), Dual(), Interval(3)], ids=str)
+@pytest.mark.parametrize("remasking", ["low_confidence", "maskgit_plus"])
+def test_a_block_begins_with_all_rows_also_where_its_first_step_is_left_out(policy: Policy, remasking: str) -> None:
+    made = course(12, block=4, remasking=remasking, policy=policy)
+    assert made.start.index == (remasking == "maskgit_plus")
+    run = play(stepwise(made), Deep(17))
+    seen: set[int] = set()
+    for asks in run.calls:
+        block = int((asks[0].positions[0] - 5) // 4)
+        assert asks[0].is_whole or block in seen
+        seen.add(block)
+    assert seen == {0, 1, 2}
+
+
+def test_no_step_is_left_out_where_confidence_decides() -> None:
+    assert course(12, remasking="maskgit_plus").start.index == 1
+    assert course(12, remasking="maskgit_plus", rule=Rule("dream", threshold=0.9)).start.index == 0
+    assert course(12, remasking="origin").start.index == 0
+
+
+def _scripted(steps: list[dict[str, Any]]) -> Any:
+    """Decodes the given positions, whatever the rows."""
+    wanted = iter(steps)
+
+    def toy(ask: Ask) -> Prediction:
+        chosen = next(wanted)["decoded"]
+        confidence = np.array([2.0 - chosen.index(p) / 10 if p in chosen else 0.5 for p in ask.positions.tolist()])
+        return Prediction(ask.positions, np.zeros(len(confidence), int), confidence, confidence, confidence)
+
+    return toy
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case["kind"].startswith("dkv_")], ids=lambda case: case["id"]
+)
+def test_rows_of_the_oracles(case: dict[str, Any]) -> None:
+    """A whole run computes the rows of the oracle: decoded tokens are reused one step late, not at once."""
+    setting, steps = case["setting"], case["steps"]
+    prompt, generated = setting["prompt"], setting["length"] - setting["prompt"]
+    blocks = 1 + max(step.get("block", 0) for step in steps)
+    greedy = case["kind"] == "dkv_greedy"
+    policy: Policy
+    if greedy:
+        policy = Greedy(setting["refresh"], setting["window"])
+    else:
+        policy = Decode(setting["refresh"], setting["form"])
+    made = course(
+        generated,
+        len(steps),
+        generated // blocks,
+        "random" if greedy else "low_confidence",
+        np.zeros(prompt, int),
+        policy=policy,
+    )
+    if greedy:
+        assert made.order is not None
+        for rank, p in enumerate([p for step in steps for p in step["decoded"]]):
+            made.order[p] = rank
+    run = play(stepwise(made), _scripted(steps))
+    assert [np.flatnonzero(asks[0].rows).tolist() for asks in run.calls] == [step["compute"] for step in steps]
+    assert run.rows == case["rows_computed"]
+
+
+def test_an_interval_reuses_what_was_known_at_the_last_refresh() -> None:
+    run = play(stepwise(course(6, policy=Interval(3))), Deep(11))
+    known = [asks[0].tokens != MASK for asks in run.calls]
+    for step, asks in enumerate(run.calls):
+        wanted = np.ones(11, dtype=bool) if step % 3 == 0 else ~known[step // 3 * 3]
+        assert asks[0].rows.tolist() == wanted.tolist()
 
 
 def _oracle(case: dict[str, Any], counts: tuple[int, ...]) -> Course:
