@@ -29,6 +29,8 @@ def locate(model: str) -> str:
     owner, _, name = model.partition("/")
     if not owner or not name or "/" in name or owner in (".", "..", "~"):
         names = ", ".join((*bundled.NAMES, *bundled.UNCONDITIONAL))
+        if model in bundled.TEXT:
+            raise ValueError(f"{model} writes text: use diffaccel generate-text, or give one of {names}")
         raise ValueError(f"there is no {model!r}: give {names}, a folder with a {INDEX}, or a hub id (owner/name)")
     return model
 

@@ -15,9 +15,10 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from diffaccel import accelerate_pipeline
+from diffaccel import METHODS, accelerate_pipeline
+from diffaccel.commands.arguments import PICTURE_METHODS, TEXT_METHODS
 from diffaccel.commands.streaming import shown
-from diffaccel.commands.text_options import REMASKINGS, TEXT_METHODS
+from diffaccel.commands.text_options import REMASKINGS
 from diffaccel.dlm.prompts import MASKED
 from diffaccel.dlm.scores import DREAM, LLADA
 from diffaccel.pipelines import bundled
@@ -273,6 +274,18 @@ def test_models_that_write_no_text_are_refused(capsys: Capture) -> None:
     assert "holds a causal llama model" in err
 
 
+def test_commands_of_pictures_point_to_this_one(capsys: Capture) -> None:
+    status, _, err = run(capsys, "generate", FIRST, "--model", "text-problems")
+    assert (status, err.split(",")[0]) == (
+        2,
+        "diffaccel: error: text-problems writes text: use diffaccel generate-text",
+    )
+    status, _, err = run(capsys, "generate", FIRST, "--method", "dkv")
+    assert status == 2
+    assert "Dkv accelerates diffusion language models" in err
+    assert "a pipeline of pictures is none. Methods for it: taylorseer" in err
+
+
 def test_broken_files_are_named(capsys: Capture) -> None:
     shutil.copytree(bundled.text_path(), "broken")
     Path("broken/model/model.safetensors").write_bytes(b"no weights")
@@ -283,4 +296,5 @@ def test_broken_files_are_named(capsys: Capture) -> None:
 
 def test_choices_are_those_of_the_library() -> None:
     assert set(REMASKINGS) == {*LLADA, *DREAM}
+    assert {*TEXT_METHODS, *PICTURE_METHODS} == METHODS.keys()
     assert TEXT_METHODS == ("dkv", "fast_dllm", "block_cache", "sparsed", "ssd")

@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.commands import UsageError
-from diffaccel.methods import METHODS, Method, resolve, resolve_text, written_out
+from diffaccel.commands.arguments import PICTURE_METHODS
+from diffaccel.methods import Method, resolve, resolve_text, written_out
 from diffaccel.methods.spelling import label, parse_method
 from diffaccel.plan import Plan
 from diffaccel.report import format_bytes
@@ -27,13 +28,15 @@ def method_of(args: argparse.Namespace, pipeline: str, default: str | None = Non
     text = args.method or default
     if text is None:
         if options:
-            raise UsageError(f"--{next(iter(options))} belongs to a method: add --method {' or '.join(METHODS)}")
+            raise UsageError(
+                f"--{next(iter(options))} belongs to a method: add --method {' or '.join(PICTURE_METHODS)}"
+            )
         return None
     try:
         name, stated = parse_method(text)
         if twice := options.keys() & stated.keys():
             raise UsageError(f"--{min(twice)} is given twice, once in --method {text}: drop one")
-        return resolve(name, pipeline, stated | options)
+        return resolve(name, pipeline or "a pipeline of pictures", stated | options)
     except (FileNotFoundError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 

@@ -6,7 +6,7 @@ import argparse
 from typing import NoReturn
 
 from diffaccel import __version__
-from diffaccel.commands.arguments import DTYPES, LEVELS, MODEL_HELP, RESIZES, natural, positive, scale
+from diffaccel.commands.arguments import DTYPES, LEVELS, MODEL_HELP, PICTURE_METHODS, RESIZES, natural, positive, scale
 from diffaccel.commands.dot_options import add_train_dot
 from diffaccel.commands.examples import (
     CALIBRATE_EXAMPLES,
@@ -20,7 +20,6 @@ from diffaccel.commands.examples import (
     TUNE_EXAMPLES,
 )
 from diffaccel.commands.text_options import add_generate_text
-from diffaccel.methods import METHODS
 from diffaccel.methods.speeds import SPEEDS
 from diffaccel.methods.taylorseer import FORECASTS
 from diffaccel.pipelines.bundled import NAMES
@@ -132,8 +131,8 @@ def _add_evaluate(parser: Parser) -> None:
         "--method",
         action="append",
         metavar="NAME[:OPTION=VALUE,...]",
-        help=f"an acceleration; may be given several times. Methods: {', '.join(METHODS)}, {', '.join(SPEEDS)}, or a "
-        ".json or .yaml file (default: taylorseer)",
+        help=f"an acceleration; may be given several times. Methods: {', '.join(PICTURE_METHODS)}, "
+        f"{', '.join(SPEEDS)}, or a .json or .yaml file (default: taylorseer)",
     )
     group.add_argument(
         "--steps-baseline",
@@ -230,7 +229,7 @@ def _add_method(parser: Parser, default: str) -> None:
     group.add_argument(
         "--method",
         metavar="NAME[:OPTION=VALUE,...]",
-        help=f"{', '.join(METHODS)}, {', '.join(SPEEDS)}, or a .json or .yaml file ({default})",
+        help=f"{', '.join(PICTURE_METHODS)}, {', '.join(SPEEDS)}, or a .json or .yaml file ({default})",
     )
     group.add_argument("--interval", metavar="N", type=int, help="steps from one computed step to the next")
     group.add_argument("--order", metavar="O", type=int, help="highest derivative; 0 is plain reuse")

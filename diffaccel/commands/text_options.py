@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from diffaccel.commands.arguments import DTYPES, natural, positive, scale
-from diffaccel.methods import METHODS, is_for_text
+from diffaccel.commands.arguments import DTYPES, TEXT_METHODS, natural, positive, scale
 from diffaccel.pipelines.bundled import TEXT
 
 REMASKINGS = (  # as in diffaccel.dlm.scores, which imports torch
@@ -16,7 +15,6 @@ REMASKINGS = (  # as in diffaccel.dlm.scores, which imports torch
     "entropy",
     "origin",
 )
-TEXT_METHODS = tuple(name for name, kind in METHODS.items() if is_for_text(kind))
 TEXT_HELP = f"{', '.join(TEXT)} (bundled), a folder with a TextDiffusionPipeline or a LLaDA, Dream or plain checkpoint"
 CALL = {
     "gen_length": "gen_length",
