@@ -6,12 +6,18 @@ takes them, and arguments of the call.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from diffaccel import accelerate_pipeline
+from diffaccel.dlm.decoding import Decoding
+from diffaccel.dlm.policies import View
+from diffaccel.dlm.shift import Flags
 from diffaccel.pipelines.text import TextDiffusionPipeline
 
 RANDOM = {"remasking": "random"}
@@ -19,11 +25,28 @@ RANDOM = {"remasking": "random"}
 
 
 @dataclass(frozen=True)
+class WithoutDelay:
+    """What dKV-Cache argues against: a token is reused from the very next step on, as it was computed when masked."""
+
+    refresh: int = 8
+    is_for_text: ClassVar[bool] = True
+    needs_order: ClassVar[bool] = False
+
+    def reused(self, view: View) -> Flags:
+        """As a row policy."""
+        return np.zeros_like(view.known) if view.index % self.refresh == 0 else view.known.copy()
+
+    def applied(self, to: Decoding) -> Decoding:
+        """As a method."""
+        return dataclasses.replace(to, policy=self)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One way to decode.
 
     Attributes:
-        method: of diffaccel, by name; None for a plain run.
+        method: of diffaccel, by name, or "without_delay"; None for a plain run.
         options: of the method.
         share: of the full run's steps.
         call: more arguments of the call.
@@ -52,7 +75,10 @@ class Cell:
         if self.method is None:
             yield pipe
             return
-        accelerate_pipeline(pipe, self.method, **self.options)
+        if self.method == "without_delay":
+            accelerate_pipeline(pipe, WithoutDelay(**self.options))
+        else:
+            accelerate_pipeline(pipe, self.method, **self.options)
         with pipe.acceleration:
             yield pipe
 
@@ -71,6 +97,7 @@ DKV = [
     *(Cell("dkv", {"variant": "interval", "refresh": refresh}) for refresh in (4, 8, 16)),
     Cell("dkv", {"variant": "prefill"}),
     Cell("dkv", {"variant": "pd", "refresh": 4}),
+    *(Cell("without_delay", {"refresh": refresh}) for refresh in (4, 8, 16)),
 ]
 GREEDY = [
     Cell(call=RANDOM),
@@ -85,11 +112,6 @@ FAST_DLLM = [
     Cell("fast_dllm", {"cache": "prefix", "threshold": None}),
     Cell("fast_dllm", {"cache": "dual", "threshold": None}),
     Cell("fast_dllm", {"cache": "dual", "threshold": 0.9}),
-]
-SSD = [
-    Cell("ssd", {"draft": 4}),
-    Cell("ssd", {"draft": 4, "cache": "interval"}),
-    Cell("ssd", {"draft": 4, "cache": "dual"}),
 ]
 
 

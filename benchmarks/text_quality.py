@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from results import environment, share
-from text_cells import DKV, FAST_DLLM, FEWER, GREEDY, SSD, Cell, sparsed
+from text_cells import DKV, FAST_DLLM, FEWER, GREEDY, Cell, sparsed
 from tqdm.auto import tqdm
 
 from diffaccel.pipelines import bundled
@@ -72,9 +72,6 @@ class Task:
         }
         if self.answers is not None:
             result["right"] = [text == answer for text, answer in zip(texts, self.answers, strict=True)]
-        if any(report.accepted for report in reports):
-            checks = [count for report in reports for count in report.accepted]
-            result["accepted"] = sum(checks) / len(checks)
         if reports[0].density is not None:
             result["density"] = sum(report.density for report in reports) / len(reports)
         return result
@@ -119,7 +116,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe = bundled.text()
     pipe.set_progress_bar_config(disable=True)
-    common = [*FEWER, *DKV, *GREEDY, *FAST_DLLM, *SSD]
+    common = [*FEWER, *DKV, *GREEDY, *FAST_DLLM]
     tasks = {}
     for kind in tqdm([*KINDS, SOURCE], desc="tasks"):
         of_source = kind == SOURCE

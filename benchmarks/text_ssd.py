@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from results import environment
@@ -20,7 +22,7 @@ from tqdm.auto import tqdm
 
 from diffaccel.pipelines import bundled
 from diffaccel.pipelines.bundled.language.problems import ANSWER, KINDS, problems
-from diffaccel.pipelines.text import TextDiffusionPipeline
+from diffaccel.pipelines.text import TextDiffusionOutput, TextDiffusionPipeline
 
 UNDER = {
     None: Cell(),
@@ -30,41 +32,55 @@ UNDER = {
 """Caches under it, and the step-wise decoding that each must equal."""
 DRAFT = 4
 OTHERS = (1, 2, 7)
-"""Draft lengths that are tried on a quarter of the prompts, without a cache."""
+"""Draft lengths that are tried, too, without a cache."""
 
 
-def outcomes(pipe: TextDiffusionPipeline, cell: Cell, prompts: Sequence[Any], call: dict[str, Any]) -> list[Any]:
+class Outcome(NamedTuple):
+    """A call with one prompt, and the processor time it took."""
+
+    output: TextDiffusionOutput
+    seconds: float
+
+
+def outcomes(pipe: TextDiffusionPipeline, cell: Cell, prompts: Sequence[Any], call: dict[str, Any]) -> list[Outcome]:
     """One call for each prompt."""
+    found = []
     with cell.attached(pipe) as attached:
-        return [attached([prompt], **call) for prompt in tqdm(prompts, desc=cell.name, leave=False)]
+        for prompt in tqdm(prompts, desc=cell.name, leave=False):
+            begin = time.process_time()
+            output = attached([prompt], **call)
+            found.append(Outcome(output, time.process_time() - begin))
+    return found
 
 
 def compared(pipe: TextDiffusionPipeline, kind: str, prompts: Sequence[Any]) -> list[dict[str, Any]]:
-    """SSD beside step-wise decoding, with and without a cache under both."""
-    tokens = WRITTEN if kind == SOURCE else ANSWER
-    call = {**Cell().arguments(tokens), **({"block_length": BLOCK, "eos_early_stop": False} if kind == SOURCE else {})}
+    """SSD beside step-wise decoding; with other drafts, and with a cache under both, on a quarter of the prompts."""
+    tokens, blocks = (WRITTEN, WRITTEN // BLOCK) if kind == SOURCE else (ANSWER, 1)
+    call = Cell().arguments(tokens, blocks) | {"block_length": tokens // blocks, "eos_early_stop": False}
     entries = []
     for cache, stepwise in UNDER.items():
-        expected = outcomes(pipe, stepwise, prompts, call)
-        for draft in (DRAFT, *OTHERS) if cache is None else (DRAFT,):
-            some = prompts if draft == DRAFT else prompts[: len(prompts) // 4]
+        quarter = prompts[: len(prompts) // 4]
+        expected = outcomes(pipe, stepwise, quarter if cache else prompts, call)
+        for draft in (DRAFT,) if cache else (DRAFT, *OTHERS):
+            some = prompts if draft == DRAFT and cache is None else quarter
             cell = Cell("ssd", {"draft": draft, **({"cache": cache} if cache else {})})
-            entries.append(
-                {"kind": kind, "cache": cache, "draft": draft, **saved(outcomes(pipe, cell, some, call), expected)}
-            )
+            found = saved(outcomes(pipe, cell, some, call), expected)
+            entries.append({"kind": kind, "cache": cache, "draft": draft, **found})
             print(entries[-1], file=sys.stderr)
     return entries
 
 
-def saved(found: Sequence[Any], expected: Sequence[Any]) -> dict[str, Any]:
+def saved(found: Sequence[Outcome], expected: Sequence[Outcome]) -> dict[str, Any]:
     """How many texts are equal, and what was taken to write one."""
-    pairs = list(zip(found, expected, strict=False))
-    checks = [count for one in found for count in one.report.accepted]
+    pairs = [(one.output, other.output) for one, other in zip(found, expected, strict=False)]
+    checks = [count for one, _ in pairs for count in one.report.accepted]
     result: dict[str, Any] = {
-        "prompts": len(found),
+        "prompts": len(pairs),
         "equal": sum(torch.equal(one.sequences[0], other.sequences[0]) for one, other in pairs),
         "accepted": sum(checks) / len(checks),
-        "margin": min(one.report.margin for one in found),
+        "margin": min(one.report.margin for one, _ in pairs),
+        "seconds": median(one.seconds for one in found),
+        "stepwise_seconds": median(other.seconds for other in expected[: len(found)]),
     }
     for name in ("forwards", "rows"):
         result[name] = sum(getattr(one.report, name) for one, _ in pairs) / len(pairs)

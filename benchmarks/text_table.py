@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from table import insert, rows
+from text_llada2 import as_table
 
 HERE = Path(__file__).parent
 KINDS = {"totals": "totals", "chain": "sums mod 4", "sorting": "sorting"}
@@ -24,14 +25,13 @@ SHOWN = [
     "dkv refresh=8",
     "dkv variant=interval refresh=8",
     "dkv variant=prefill",
+    "without_delay refresh=8",
     "plain remasking=random",
     "dkv variant=greedy refresh=2 window=4 remasking=random",
     "fast_dllm cache=dual threshold=None",
     "fast_dllm cache=None threshold=0.9",
     "fast_dllm cache=dual threshold=0.9",
     "sparsed rho=0.5",
-    "ssd draft=4",
-    "ssd draft=4 cache=dual",
 ]
 """Cells of the README's table; block sizes of SparseD differ between tasks and are left out of its name."""
 FAST = [
@@ -42,8 +42,6 @@ FAST = [
     "fast_dllm cache=prefix threshold=None",
     "fast_dllm cache=dual threshold=None",
     "sparsed rho=0.3 block_size=32",
-    "ssd draft=4",
-    "ssd draft=4 cache=dual",
 ]
 Result = Mapping[str, Any]
 
@@ -112,7 +110,8 @@ def speculation(result: Result) -> str:
             f"{entry['equal']} of {entry['prompts']}",
         ]
         cells += [f"{entry['stepwise_forwards']:.1f}", f"{entry['forwards']:.1f}", f"{entry['accepted']:.2f}"]
-        lines.append([*cells, f"{entry['rows'] / entry['stepwise_rows']:.2f}"])
+        cells += [f"{entry['rows'] / entry['stepwise_rows']:.2f}", f"{1000 * entry['stepwise_seconds']:.0f}"]
+        lines.append([*cells, f"{1000 * entry['seconds']:.0f}"])
     return rows(lines)
 
 
@@ -149,9 +148,8 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, help="document that takes the short tables")
     parser.add_argument("--docs", type=Path, help="document that takes all of them")
     arguments = parser.parse_args()
-    answers, fast, wide, checks = (
-        json.loads((HERE / f"text_{name}.json").read_text()) for name in ("quality", "speed", "speed_wide", "ssd")
-    )
+    names = ("quality", "speed", "speed_wide", "ssd", "llada2")
+    answers, fast, wide, checks, llada2 = (json.loads((HERE / f"text_{name}.json").read_text()) for name in names)
     counts = answers["settings"]
     about = {
         "quality": provenance(
@@ -166,7 +164,12 @@ def main() -> None:
             f"{fast['settings']['rounds']} rounds, beside the bound by rows. Wide: random weights, 8 layers of width "
             "512.",
         ),
-        "ssd": provenance(checks, "One prompt a call, temperature 0."),
+        "ssd": provenance(checks, "One prompt a call, temperature 0, median processor time of a text."),
+        "llada2": provenance(
+            llada2,
+            "A Llama of four layers of width 256 with random weights, made causal between blocks, batch 1; processor "
+            f"time in turns, median of {llada2['rounds']} rounds, beside the bound by rows.",
+        ),
     }
     found = {
         "text-quality": f"{about['quality']}\n\n{quality(answers, SHOWN)}",
@@ -174,6 +177,7 @@ def main() -> None:
         "text-ssd": f"{about['ssd']}\n\n{speculation(checks)}",
         "text-quality-all": f"{about['quality']}\n\n{quality(answers)}",
         "text-memory": memory(fast, FAST),
+        "text-llada2": f"{about['llada2']}\n\n{as_table(llada2['entries'])}",
     }
     for document, names in ((arguments.readme, ("text-quality", "text-speed")), (arguments.docs, list(found)[1:])):
         for name in names if document is not None else ():
