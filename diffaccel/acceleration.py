@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -15,6 +14,7 @@ from diffaccel.clock import Clock
 from diffaccel.denoisers import clocks, denoisers
 from diffaccel.dlm.attaching import attach, writes_text
 from diffaccel.gate import GatedSession
+from diffaccel.handle import Handle
 from diffaccel.methods import Calibrated, Method, of_network, resolve, resolve_text
 from diffaccel.methods.first_block import FirstBlock
 from diffaccel.methods.innovation import Innovation
@@ -33,7 +33,7 @@ Pipeline = TypeVar("Pipeline")
 Chosen = str | Path | Method | Any  # what stands for a method; Any for the configurations of diffusers
 
 
-class Acceleration:
+class Acceleration(Handle):
     """The handle of an acceleration: what it plans, what it did, and the way to take it off.
 
     As a context manager it removes itself at the end.
@@ -108,21 +108,6 @@ class Acceleration:
             return steps
         default = inspect.signature(type(self._pipe).__call__).parameters.get("num_inference_steps")
         return default.default if default is not None and isinstance(default.default, int) else 50
-
-    def __enter__(self) -> Acceleration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of a pipeline is not accelerated: its `acceleration` is None."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Nor is a pickled one."""
-        return type(None), ()
 
     def __str__(self) -> str:
         return "\n".join(str(session.report()) for session in self._sessions.values())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from diffaccel.dlm.adapters import Denoiser
 from diffaccel.dlm.decoding import Decoding, TextMethod
 from diffaccel.dlm.report import TextReport
 from diffaccel.dlm.row_table import RowTable
+from diffaccel.handle import Handle
 
 OWN, LLADA2, GEMMA = "TextDiffusionPipeline", "LLaDA2Pipeline", "DiffusionGemmaPipeline"
 """Class names of the pipelines that write text."""
@@ -44,7 +44,7 @@ def _family(pipe: Any) -> str | None:
     return next((name for name in (OWN, LLADA2, GEMMA) if name in names), None)
 
 
-class TextAcceleration:
+class TextAcceleration(Handle):
     """As `diffaccel.Acceleration`, for a `TextDiffusionPipeline`, whose calls ask it how to decode.
 
     Attributes:
@@ -87,21 +87,6 @@ class TextAcceleration:
         """Take it off. Calling it again does nothing."""
         if vars(self._pipe).get("acceleration") is self:
             del self._pipe.acceleration
-
-    def __enter__(self) -> TextAcceleration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of a pipeline is not accelerated: its `acceleration` is None."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Nor is a pickled one."""
-        return type(None), ()
 
     def __str__(self) -> str:
         return str(self.last) if self.last else f"{self.method}, no run yet"
