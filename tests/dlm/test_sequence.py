@@ -340,11 +340,8 @@ def test_rows_of_the_oracles(case: dict[str, Any]) -> None:
     prompt, generated = setting["prompt"], setting["length"] - setting["prompt"]
     blocks = 1 + max(step.get("block", 0) for step in steps)
     greedy = case["kind"] == "dkv_greedy"
-    policy: Policy
-    if greedy:
-        policy = Greedy(setting["refresh"], setting["window"])
-    else:
-        policy = Decode(setting["refresh"], setting["form"])
+    refresh = setting["refresh"]
+    policy: Policy = Greedy(refresh, setting["window"]) if greedy else Decode(refresh, setting["form"])
     made = course(
         generated,
         len(steps),
