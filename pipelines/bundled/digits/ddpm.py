@@ -13,6 +13,7 @@ from diffaccel.pipelines.bundled.digits.captions import BACKGROUNDS, DIGITS, FOR
 from diffaccel.pipelines.bundled.digits.checker import DigitsChecker
 from diffaccel.pipelines.bundled.digits.data import SIZE, Renderer, paint, palette, scene_table
 from diffaccel.pipelines.bundled.digits.objective import noise_schedule
+from diffaccel.pipelines.bundled.digits.unet import zero
 
 SIDE = 16
 """Side of a picture in pixels."""
@@ -37,15 +38,8 @@ def build_unet(widths: tuple[int, ...] = (32, 64, 96)) -> UNet2DModel:
         attention_head_dim=16,
         norm_num_groups=8,
     )
-    for layer in [*(module.conv2 for module in model.modules() if hasattr(module, "conv2")), model.conv_out]:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+    zero([*(module.conv2 for module in model.modules() if hasattr(module, "conv2")), model.conv_out])
     return model
-
-
-def hidden_matrices(model: UNet2DModel) -> list[nn.Parameter]:
-    """The weight matrices of the attention layers; the rest is convolutions, embeddings, biases and norms."""
-    return [parameter for name, parameter in model.named_parameters() if parameter.ndim == 2 and ".attentions." in name]
 
 
 class UNetNoise(nn.Module):

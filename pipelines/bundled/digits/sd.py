@@ -15,6 +15,7 @@ from diffaccel.pipelines.bundled.digits.objective import noise_schedule
 from diffaccel.pipelines.bundled.digits.text import WIDTH as TEXT_WIDTH
 from diffaccel.pipelines.bundled.digits.text import clip_tokens_output, token_ids
 from diffaccel.pipelines.bundled.digits.tokenizers import CLIP_LENGTH
+from diffaccel.pipelines.bundled.digits.unet import zero
 from diffaccel.pipelines.bundled.digits.vae import FACTOR
 
 
@@ -60,15 +61,8 @@ def build_unet(channels: int, widths: tuple[int, ...] = (32, 96, 96)) -> UNet2DC
     )
     last = [module.conv2 for module in model.modules() if hasattr(module, "conv2")]
     last += [module.proj_out for module in model.modules() if hasattr(module, "proj_out")]
-    for layer in [*last, model.conv_out]:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+    zero([*last, model.conv_out])
     return model
-
-
-def hidden_matrices(model: UNet2DConditionModel) -> list[nn.Parameter]:
-    """The weight matrices of the attention layers; the rest is convolutions, embeddings, biases and norms."""
-    return [parameter for name, parameter in model.named_parameters() if parameter.ndim == 2 and ".attentions." in name]
 
 
 class UNetNoise(nn.Module):

@@ -18,6 +18,7 @@ from diffaccel.pipelines.bundled.digits.command import training_arguments, train
 from diffaccel.pipelines.bundled.digits.data import Renderer
 from diffaccel.pipelines.bundled.digits.denoiser import Recipe, Trainer
 from diffaccel.pipelines.bundled.digits.objective import Epsilon, noise_schedule
+from diffaccel.pipelines.bundled.digits.unet import hidden_matrices
 
 MINUTES = 30.0
 ADAMW = 3e-3
@@ -30,7 +31,7 @@ def build_trainer(output: Path, recipe: Recipe) -> tuple[Trainer, ddpm.UNetNoise
     """A trainer for a fresh UNet."""
     torch.manual_seed(recipe.seed)
     model = ddpm.UNetNoise(ddpm.build_unet())
-    matrices = ddpm.hidden_matrices(model.unet)
+    matrices = hidden_matrices(model.unet)
     return Trainer(model, matrices, recipe, output / "denoiser", Epsilon(noise_schedule())), model
 
 

@@ -21,6 +21,7 @@ from diffaccel.pipelines.bundled.digits.objective import Epsilon, noise_schedule
 from diffaccel.pipelines.bundled.digits.sampling import judge
 from diffaccel.pipelines.bundled.digits.text import train_clip_tokens
 from diffaccel.pipelines.bundled.digits.train_dit import load_vae
+from diffaccel.pipelines.bundled.digits.unet import hidden_matrices
 
 MINUTES = 45.0
 ADAMW = 3e-3
@@ -34,7 +35,7 @@ def build_trainer(output: Path, text: sd.TextParts, channels: int, recipe: Recip
     torch.manual_seed(recipe.seed)
     captions = [scene.caption for scene in scenes("train")] + [EMPTY]
     model = sd.UNetNoise(sd.build_unet(channels), text, captions)
-    matrices = sd.hidden_matrices(model.unet)
+    matrices = hidden_matrices(model.unet)
     return Trainer(model, matrices, recipe, output / "denoiser", Epsilon(noise_schedule())), model
 
 
