@@ -19,6 +19,7 @@ from results import environment, share
 from text_cells import DKV, FAST_DLLM, FEWER, GREEDY, Cell, sparsed
 from tqdm.auto import tqdm
 
+from diffaccel.metrics.text import token_match
 from diffaccel.pipelines import bundled
 from diffaccel.pipelines.bundled.language.problems import ANSWER, KINDS, problems
 from diffaccel.pipelines.bundled.language.python_source import text
@@ -92,12 +93,9 @@ def compared(task: Task, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         result = task.run(cell)
         if cell == cell.reference:
             full[cell.reference.name] = result
-        own, other = result.pop("tokens"), full[cell.reference.name]
-        reference = other.get("tokens", own)
-        if cell == cell.reference:
-            other["tokens"] = own
-        same = own == reference
-        entry = {"cell": cell.name, "agreement": float(same.mean()), "same": share(same.all(1).tolist()), **result}
+        other = full[cell.reference.name]
+        match = token_match(torch.from_numpy(result["tokens"]), torch.from_numpy(other["tokens"]))
+        entry = {"cell": cell.name, "agreement": float(match.mean()), "same": share((match == 1).tolist()), **result}
         entry["row_bound"] = other["rows"] / result["rows"]
         if "right" in result:
             entry["right"] = share(result["right"])
