@@ -49,7 +49,7 @@ def export(checkpoint: Path, output: Path, count: int = 1000, note: str = "") ->
     trainer.resume()
     trainer.ema.copy_to(model.parameters())
     TextDiffusionPipeline(model.eval().half(), tokenizer, gen_length=ANSWER).save_pretrained(output)
-    for config in output.rglob("*.json"):
+    for config in [output / "model_index.json", *output.glob("*/*.json")]:
         _without_place(config)
     readable(output)
     pipe = text(folder=output)
