@@ -42,14 +42,18 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def outcomes(pipe: TextDiffusionPipeline, cell: Cell, prompts: Sequence[Any], call: dict[str, Any]) -> list[Outcome]:
-    """One call for each prompt."""
-    found = []
-    with cell.attached(pipe) as attached:
-        for prompt in tqdm(prompts, desc=cell.name, leave=False):
-            begin = time.process_time()
-            output = attached([prompt], **call)
-            found.append(Outcome(output, time.process_time() - begin))
+def outcomes(
+    pipe: TextDiffusionPipeline, cells: Sequence[Cell], prompts: Sequence[Any], call: dict[str, Any]
+) -> list[list[Outcome]]:
+    """One call for each prompt under each cell, in turn and in reversed order every other time."""
+    found: list[list[Outcome]] = [[] for _ in cells]
+    turns = list(zip(cells, found, strict=True))
+    for number, prompt in enumerate(tqdm(prompts, desc=", ".join(cell.name for cell in cells), leave=False)):
+        for cell, kept in reversed(turns) if number % 2 else turns:
+            with cell.attached(pipe) as attached:
+                begin = time.process_time()
+                output = attached([prompt], **call)
+                kept.append(Outcome(output, time.process_time() - begin))
     return found
 
 
@@ -57,22 +61,20 @@ def compared(pipe: TextDiffusionPipeline, kind: str, prompts: Sequence[Any]) -> 
     """SSD beside step-wise decoding; with other drafts, and with a cache under both, on a quarter of the prompts."""
     tokens, blocks = (WRITTEN, WRITTEN // BLOCK) if kind == SOURCE else (ANSWER, 1)
     call = Cell().arguments(tokens, blocks) | {"block_length": tokens // blocks, "eos_early_stop": False}
+    quarter = prompts[: len(prompts) // 4]
     entries = []
-    for cache, stepwise in UNDER.items():
-        quarter = prompts[: len(prompts) // 4]
-        expected = outcomes(pipe, stepwise, quarter if cache else prompts, call)
-        for draft in (DRAFT,) if cache else (DRAFT, *OTHERS):
-            some = prompts if draft == DRAFT and cache is None else quarter
-            cell = Cell("ssd", {"draft": draft, **({"cache": cache} if cache else {})})
-            found = saved(outcomes(pipe, cell, some, call), expected)
-            entries.append({"kind": kind, "cache": cache, "draft": draft, **found})
-            print(entries[-1], file=sys.stderr)
+    for cache, draft in [(None, DRAFT), *((None, other) for other in OTHERS), ("interval", DRAFT), ("dual", DRAFT)]:
+        some = prompts if (cache, draft) == (None, DRAFT) else quarter
+        cell = Cell("ssd", {"draft": draft, **({"cache": cache} if cache else {})})
+        expected, found = outcomes(pipe, [UNDER[cache], cell], some, call)
+        entries.append({"kind": kind, "cache": cache, "draft": draft, **saved(found, expected)})
+        print(entries[-1], file=sys.stderr)
     return entries
 
 
 def saved(found: Sequence[Outcome], expected: Sequence[Outcome]) -> dict[str, Any]:
     """How many texts are equal, and what was taken to write one."""
-    pairs = [(one.output, other.output) for one, other in zip(found, expected, strict=False)]
+    pairs = [(one.output, other.output) for one, other in zip(found, expected, strict=True)]
     checks = [count for one, _ in pairs for count in one.report.accepted]
     result: dict[str, Any] = {
         "prompts": len(pairs),
@@ -80,7 +82,8 @@ def saved(found: Sequence[Outcome], expected: Sequence[Outcome]) -> dict[str, An
         "accepted": sum(checks) / len(checks),
         "margin": min(one.report.margin for one, _ in pairs),
         "seconds": median(one.seconds for one in found),
-        "stepwise_seconds": median(other.seconds for other in expected[: len(found)]),
+        "stepwise_seconds": median(other.seconds for other in expected),
+        "speedup": median(other.seconds / one.seconds for one, other in zip(found, expected, strict=True)),
     }
     for name in ("forwards", "rows"):
         result[name] = sum(getattr(one.report, name) for one, _ in pairs) / len(pairs)
