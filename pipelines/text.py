@@ -272,14 +272,14 @@ class TextDiffusionPipeline(DiffusionPipeline):
     ) -> Generation:
         """A run, checked and not begun."""
         decoding = self.decoding(**how)
-        acceleration = getattr(self, "acceleration", None)
-        plain = decoding if acceleration is None else acceleration.applied(decoding)
+        if (acceleration := getattr(self, "acceleration", None)) is not None:
+            decoding = acceleration.applied(decoding)
         denoiser = Denoiser(self.model, self.config.shift)
         known = self.model.get_input_embeddings().num_embeddings
         prompts = encoded(self.tokenizer, prompt, messages, known, self.config.mask_token_id)
         name = None if acceleration is None else str(acceleration.method)
-        generation = Generation(denoiser, plain, prompts, seeds(generator, len(prompts)), name)
-        if plain.conventions.block_causal is None:
+        generation = Generation(denoiser, decoding, prompts, seeds(generator, len(prompts)), name)
+        if decoding.conventions.block_causal is None:
             denoiser.check_bidirectional()
         return generation
 
