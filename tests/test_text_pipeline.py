@@ -344,7 +344,6 @@ def _forwards(pipe: Any) -> list[int]:
         ({"prompt": [[3, MASK]]}, r"prompt 0 holds the mask token \(30\)"),
         ({"prompt": [[3], [4, VOCABULARY]]}, "prompt 1 holds tokens from 4 to 32, but the model knows 0 to 31"),
         ({"prompt": [[-1]]}, "prompt 0 holds tokens from -1"),
-        ({"generator": [GENERATOR()]}, "1 generators for 3 prompts"),
     ],
     ids=str,
 )
@@ -353,6 +352,14 @@ def test_bad_values_are_refused_before_any_forward(given: dict[str, Any], told: 
     calls = _forwards(pipe)
     with pytest.raises(ValueError, match=told):
         pipe(**({"prompt": PROMPTS} | given))
+    assert not calls
+
+
+def test_generators_are_counted_before_any_forward() -> None:
+    pipe = pipeline()
+    calls = _forwards(pipe)
+    with pytest.raises(ValueError, match="1 generators for 3 prompts"):
+        pipe(PROMPTS, generator=[GENERATOR()])
     assert not calls
 
 
