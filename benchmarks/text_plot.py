@@ -17,6 +17,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
 from text_cells import RANDOM, Cell
 
 from diffaccel.pipelines import bundled
@@ -52,7 +53,8 @@ def draw_map(axis: Axes, name: str, computed: np.ndarray, prompt: int) -> None:
     """One cache on one problem: dark where a row is computed, pale where it is reused."""
     axis.imshow(computed, cmap=ListedColormap(["#e3e6ea", "#33415c"]), aspect="auto", interpolation="nearest")
     axis.axvline(prompt - 0.5, color="#D55E00", lw=1.2)
-    axis.set_title(f"{name}: {computed.mean():.0%} of the rows", fontsize=8.5)
+    axis.set_title(f"{name}\n{computed.mean():.0%} of the rows", fontsize=8.5)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("position; the answer begins at the line")
     axis.set_ylabel("forward")
 
