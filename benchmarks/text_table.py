@@ -73,8 +73,8 @@ def speed(result: Result, names: Iterable[str], wide: Result | None = None) -> s
         for length, batch in places:
             header.append(f"{word}{length} x {batch}")
             columns.append({e["cell"]: e for e in found["entries"] if (e["length"], e["batch"]) == (length, batch)})
-    seconds = [f"{_median(column['plain']['cpu_seconds']):.2f} s" for column in columns]
-    lines = [header, ["`plain`, seconds", *seconds]]
+    rates = [f"{column['plain']['tokens_per_second']:.0f}" for column in columns]
+    lines = [header, ["`plain`, tokens a second", *rates]]
     for name in names:
         cells = [_speed(column[name]) if name in column else "-" for column in columns]
         lines.append([f"`{name}`", *cells])
@@ -126,10 +126,6 @@ def _name(cell: str) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
-
-
-def _median(seconds: list[float]) -> float:
-    return sorted(seconds)[len(seconds) // 2]
 
 
 def _speed(entry: Mapping[str, Any]) -> str:
