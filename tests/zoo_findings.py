@@ -47,9 +47,9 @@ WHOLE: dict[str, str] = {
 
 # Pipelines in which nothing denoises step by step, or nothing that has a class of its own.
 WITHOUT: dict[str, str] = {
-    "DiffusionGemmaPipeline": "a diffusion language model, any network of transformers",
+    "DiffusionGemmaPipeline": "a diffusion language model; refused, see docs/text.md",
     "FluxPriorReduxPipeline": "prepares embeddings, no steps",
-    "LLaDA2Pipeline": "a diffusion language model, any network of transformers",
+    "LLaDA2Pipeline": "a diffusion language model; block_cache, see docs/text.md",
     "LTX2LatentUpsamplePipeline": "one pass, no steps",
     "LTX2VideoDiffusionDecodePipeline": "its decoder denoises within one call",
     "LTXLatentUpsamplePipeline": "one pass, no steps",
