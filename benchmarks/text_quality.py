@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from diffaccel.metrics.text import token_match
 from diffaccel.pipelines import bundled
+from diffaccel.pipelines.bundled.language.evaluate import passages
 from diffaccel.pipelines.bundled.language.problems import ANSWER, KINDS, problems
-from diffaccel.pipelines.bundled.language.python_source import text
 from diffaccel.pipelines.text import TextDiffusionPipeline
 
 SOURCE = "python source"
@@ -47,7 +47,7 @@ class Task:
         self.call: dict[str, Any] = {"block_length": BLOCK, "eos_early_stop": False} if kind == SOURCE else {}
         self.answers: list[str] | None = None
         if kind == SOURCE:
-            self.prompts: list[Any] = passages(pipe, count)
+            self.prompts: list[Any] = passages(pipe, count, PROMPT).tolist()
         else:
             asked = problems(kind, count)
             self.prompts, self.answers = [one.prompt for one in asked], [one.answer for one in asked]
@@ -76,13 +76,6 @@ class Task:
         if reports[0].density is not None:
             result["density"] = sum(report.density for report in reports) / len(reports)
         return result
-
-
-def passages(pipe: TextDiffusionPipeline, count: int, length: int = PROMPT) -> list[list[int]]:
-    """Stretches of held-out source, evenly spread over all of it."""
-    tokens = pipe.tokenizer.backend_tokenizer.encode(text("held-out")).ids
-    starts = np.linspace(0, len(tokens) - length, count).astype(int)
-    return [tokens[start : start + length] for start in starts]
 
 
 def compared(task: Task, cells: Sequence[Cell]) -> list[dict[str, Any]]:

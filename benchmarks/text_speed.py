@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from results import environment
 from text_cells import FEWER, Cell
-from text_quality import passages
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diffaccel.metrics.speed import alternate
 from diffaccel.pipelines import bundled
+from diffaccel.pipelines.bundled.language.evaluate import passages
 from diffaccel.pipelines.text import TextDiffusionPipeline
 
 WRITTEN = 32
@@ -68,7 +68,7 @@ def run(pipe: TextDiffusionPipeline, cell: Cell, prompts: list[list[int]], kept:
 
 def timed(pipe: TextDiffusionPipeline, length: int, batch: int, rounds: int) -> list[dict[str, Any]]:
     """All cells in turns at one length and batch."""
-    prompts = passages(pipe, batch, length - WRITTEN)
+    prompts = passages(pipe, batch, length - WRITTEN).tolist()
     # SparseD gains nothing below 512 positions, and takes longest where there is most to do.
     cells = [cell for cell in CELLS if cell.method != "sparsed" or (length >= 512 and length * batch <= 8192)]
     reports: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def timed(pipe: TextDiffusionPipeline, length: int, batch: int, rounds: int) -> 
 
 def peak(pipe: TextDiffusionPipeline, entry: dict[str, Any]) -> int:
     """Bytes that a run holds at its peak, beyond what the process held before it (Linux)."""
-    prompts = passages(pipe, entry["batch"], entry["length"] - WRITTEN)
+    prompts = passages(pipe, entry["batch"], entry["length"] - WRITTEN).tolist()
     cell = next(cell for cell in CELLS if cell.name == entry["cell"])
     ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier runs left, which this one would take for its own
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

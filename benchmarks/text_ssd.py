@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from results import environment
 from text_cells import Cell
-from text_quality import BLOCK, SOURCE, WRITTEN, passages
+from text_quality import BLOCK, PROMPT, SOURCE, WRITTEN
 from tqdm.auto import tqdm
 
 from diffaccel.pipelines import bundled
+from diffaccel.pipelines.bundled.language.evaluate import passages
 from diffaccel.pipelines.bundled.language.problems import ANSWER, KINDS, problems
 from diffaccel.pipelines.text import TextDiffusionOutput, TextDiffusionPipeline
 
@@ -105,7 +106,7 @@ def main() -> None:
     for kind in KINDS:
         prompts = [problem.prompt for problem in problems(kind, arguments.count, seed=1)]
         entries += compared(pipe, kind, prompts)
-    entries += compared(pipe, SOURCE, passages(pipe, arguments.passages))
+    entries += compared(pipe, SOURCE, passages(pipe, arguments.passages, PROMPT).tolist())
     settings = {"count": arguments.count, "passages": arguments.passages, "threads": 1}
     result = {**environment("python " + " ".join(sys.argv)), "settings": settings, "entries": entries}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from diffaccel.methods import METHODS, is_for_text
+from diffaccel.methods import names
 from diffaccel.pipelines.bundled import NAMES
 
 LEVELS = ("sublayer", "block", "model", "deep")  # as in diffaccel.sites, which imports torch
@@ -12,8 +12,7 @@ RESIZES = ("clean", "torchmetrics", "tf1", "none")  # as in diffaccel.metrics.re
 DTYPES = ("float32", "bfloat16", "float16")
 MODEL_HELP = f"{', '.join(NAMES)} (bundled), a folder with a diffusers pipeline, or a hub id"
 
-TEXT_METHODS = tuple(name for name, kind in METHODS.items() if is_for_text(kind))
-PICTURE_METHODS = tuple(name for name in METHODS if name not in TEXT_METHODS)
+TEXT_METHODS, PICTURE_METHODS = tuple(names(for_text=True)), tuple(names(for_text=False))
 
 
 def natural(text: str) -> int:

@@ -113,7 +113,7 @@ def resolve(method: Any, pipeline: str, options: Mapping[str, Any]) -> Method:
     if is_for_text(found):
         raise TypeError(
             f"{type(found).__name__} accelerates diffusion language models (TextDiffusionPipeline, LLaDA2Pipeline), "
-            f"and {pipeline} is none. Methods for it: {', '.join(_names(for_text=False))}"
+            f"and {pipeline} is none. Methods for it: {', '.join(names(for_text=False))}"
         )
     return found
 
@@ -124,7 +124,7 @@ def resolve_text(method: Any, pipeline: str, options: Mapping[str, Any]) -> Text
     if not is_for_text(found):
         raise TypeError(
             f"{type(found).__name__} forecasts features of pipelines with timesteps, and {pipeline} writes text. "
-            f"Methods for it: {', '.join(_names(for_text=True))}"
+            f"Methods for it: {', '.join(names(for_text=True))}"
         )
     return found
 
@@ -134,7 +134,8 @@ def is_for_text(method: Any) -> bool:
     return bool(getattr(method, "is_for_text", False))
 
 
-def _names(for_text: bool) -> list[str]:
+def names(for_text: bool) -> list[str]:
+    """Names of the methods for diffusion language models, or of all others."""
     return [name for name, kind in METHODS.items() if is_for_text(kind) == for_text]
 
 

@@ -30,6 +30,12 @@ def check_word(method: Any, **words: Sequence[str]) -> None:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
+def check_full_above(method: Any) -> None:
+    """Raise ValueError unless a method's `full_above` is a share of the rows."""
+    if not 0 < method.full_above <= 1:
+        raise ValueError(f"full_above is a share of the rows, above 0 and at most 1, got {method.full_above}")
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: what may have been meant."""
     match = difflib.get_close_matches(word, list(words), n=1)

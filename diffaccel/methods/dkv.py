@@ -10,7 +10,7 @@ from diffaccel.dlm.decoding import Decoding
 from diffaccel.dlm.policies import Decode, Greedy, Policy, Prefill, PromptDecode
 from diffaccel.dlm.shift import SHIFTS, Shift
 from diffaccel.dlm.steady import Interval
-from diffaccel.methods.checks import nearest
+from diffaccel.methods.checks import check_full_above, check_word, nearest
 
 VARIANTS = ("decode", "greedy", "prefill", "pd", "interval")
 
@@ -53,10 +53,8 @@ class Dkv:
             raise ValueError(
                 f"unknown variant {self.variant!r}{nearest(self.variant, VARIANTS)} Variants: {', '.join(VARIANTS)}."
             )
-        if self.shift not in SHIFTS:
-            raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {self.shift!r}")
-        if not 0 < self.full_above <= 1:
-            raise ValueError(f"full_above is a share of the rows, above 0 and at most 1, got {self.full_above}")
+        check_word(self, shift=SHIFTS)
+        check_full_above(self)
         self.policy()
 
     @classmethod

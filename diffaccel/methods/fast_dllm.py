@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from diffaccel.dlm.decoding import Decoding
 from diffaccel.dlm.policies import Dual, Prefix
+from diffaccel.methods.checks import check_full_above
 
 CACHES = ("prefix", "dual")
 
@@ -39,8 +40,7 @@ class FastDllm:
             raise ValueError("give threshold or factor, not both: FastDllm(threshold=None, factor=1.0)")
         if self.cache is None and self.threshold is None and self.factor is None:
             raise ValueError("FastDllm without a cache, a threshold or a factor accelerates nothing: give one of them")
-        if not 0 < self.full_above <= 1:
-            raise ValueError(f"full_above is a share of the rows, above 0 and at most 1, got {self.full_above}")
+        check_full_above(self)
 
     @classmethod
     def preset(cls, pipeline: str, **options: Any) -> FastDllm:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffaccel.dlm.decoding import Decoding
-from diffaccel.methods.checks import check_whole
+from diffaccel.methods.checks import check_whole, check_word
 
 if TYPE_CHECKING:
     from diffaccel.dlm.sparse_attention import SparseRun
@@ -43,10 +43,7 @@ class SparseD:
     is_for_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        check_word(self, form=FORMS, backend=BACKENDS)
         if not 0 < self.rho <= 1:
             raise ValueError(f"rho is the share of blocks that is kept, above 0 and at most 1, got {self.rho}")
         if not 0 <= self.skip <= 1:

@@ -42,11 +42,11 @@ def answered(
     return right
 
 
-def passages(pipe: TextDiffusionPipeline, count: int) -> Tensor:
-    """Stretches of held-out source that lie evenly spread over it, tokens (count, 256)."""
+def passages(pipe: TextDiffusionPipeline, count: int, length: int = LENGTH) -> Tensor:
+    """Stretches of held-out source that lie evenly spread over it, tokens (count, length)."""
     tokens = torch.tensor(pipe.tokenizer.backend_tokenizer.encode(python_source.text("held-out")).ids)
-    starts = torch.linspace(0, len(tokens) - LENGTH, count).long()
-    return tokens[starts[:, None] + torch.arange(LENGTH)]
+    starts = torch.linspace(0, len(tokens) - length, count).long()
+    return tokens[starts[:, None] + torch.arange(length)]
 
 
 @torch.no_grad()
